@@ -1,0 +1,13 @@
+"""Batch generation as a Ray job; the arguments are those of `vidgen batch`.
+
+ray job submit --working-dir . -- python jobs/batch.py s3://desk/jobs.jsonl --output s3://desk/run1
+"""
+
+import typer
+
+from vidgen_ray.cli import batch, run_and_exit
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(batch)
+    run_and_exit(app)

@@ -1,0 +1,42 @@
+"""Real small models and real files for every test."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of 9 frames of 64x96 with learned positions that makes a clip in a second."""
+    from vidgen_ray.model.untrained import make_checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    make_checkpoint("tiny", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture of 96x64 pixels with smooth structure."""
+    y, x = np.mgrid[0:64, 0:96] / 64
+    pixels = np.stack([x / 1.5, y, 0.5 + 0.5 * np.sin(9 * x * y)], axis=-1)
+    path = tmp_path_factory.mktemp("photos") / "photo.png"
+    Image.fromarray((pixels * 255).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(tiny_folder: Path) -> dict[str, object]:
+    """`--set` values that turn the nano configuration into one for the tiny checkpoint."""
+    return {
+        "model.checkpoint": str(tiny_folder),
+        "generation.num_frames": 9,
+        "generation.height": 64,
+        "generation.width": 96,
+        "generation.num_inference_steps": 3,
+    }

@@ -1,0 +1,238 @@
+"""`vidgen`: the commands a desk and its operators type."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vidgen_ray.config import load_config, parse_overrides
+from vidgen_ray.errors import ConfigError, Interrupted, RequestError, VidgenError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Image to video for newsrooms: one photo and one prompt become a 6-second clip.",
+)
+
+_console = Console()
+_errors = Console(stderr=True)
+
+ConfigOption = Annotated[
+    str, typer.Option(help="Name of a shipped configuration (nano, ...) or a .yaml file.")
+]
+ModeOption = Annotated[
+    Literal["baseline", "optimized"] | None, typer.Option(help="Plain diffusers, or a profile.")
+]
+ProfileOption = Annotated[str | None, typer.Option(help="Profile of --mode optimized.")]
+LoraOption = Annotated[str | None, typer.Option(help="LoRA adapter: a folder or .safetensors.")]
+LoraScaleOption = Annotated[float, typer.Option(help="Weight of --lora.")]
+StepsOption = Annotated[int | None, typer.Option(help="Denoising steps; 28 is quicker than 50.")]
+OffloadOption = Annotated[
+    Literal["auto", "none", "model", "sequential", "group"] | None,
+    typer.Option(help="Keep weights in main memory; auto goes by the free VRAM."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any other setting: section.key=value, repeatable."),
+]
+
+
+@app.command()
+def batch(
+    jobs: Annotated[str, typer.Argument(help="Jobs file: JSONL, a JSON list or CSV.")],
+    output: Annotated[str, typer.Option(help="Folder or fsspec address for the results.")],
+    config: ConfigOption = "cogvideox_5b_i2v",
+    mode: ModeOption = None,
+    profile: ProfileOption = None,
+    lora: LoraOption = None,
+    lora_scale: LoraScaleOption = 1.0,
+    num_inference_steps: StepsOption = None,
+    offload: OffloadOption = None,
+    on_invalid: Annotated[
+        Literal["stop", "skip"],
+        typer.Option(help="Rows with problems: stop before anything, or record them as failed."),
+    ] = "stop",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed and quarantined ids again.")
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster (auto, host:port); default RAY_ADDRESS, else this machine."),
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Make every clip of a jobs file. The same command again goes on where it stopped.
+
+    Exit codes: 0 all accepted, 1 infrastructure, 2 bad input, 3 some clips failed or need review,
+    128 + n stopped by signal n.
+    """
+    from vidgen_ray.distributed.batch import BatchArguments, run_batch
+
+    overrides = _overrides(settings, mode, profile, lora, lora_scale, num_inference_steps, offload)
+    arguments = BatchArguments(
+        jobs=_absolute(jobs),
+        output=_absolute(output),
+        config=load_config(config, overrides),
+        config_name=Path(config).stem,
+        on_invalid=on_invalid,
+        retry_failed=retry_failed,
+        ray_address=address or os.environ.get("RAY_ADDRESS"),
+    )
+    raise typer.Exit(run_batch(arguments, _console))
+
+
+@app.command()
+def generate(
+    image: Annotated[str, typer.Option(help="Conditioning image: PNG, JPEG or WebP.")],
+    prompt: Annotated[str, typer.Option(help="What happens in the clip.")],
+    output: Annotated[Path, typer.Option(help="The clip, ending in .mp4; its record lies beside.")],
+    config: ConfigOption = "cogvideox_5b_i2v",
+    negative_prompt: Annotated[str | None, typer.Option(help="What should not happen.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: from the output's name.")] = None,
+    mode: ModeOption = None,
+    profile: ProfileOption = None,
+    lora: LoraOption = None,
+    lora_scale: LoraScaleOption = 1.0,
+    num_inference_steps: StepsOption = None,
+    offload: OffloadOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the clip.")] = False,
+    settings: SetOption = None,
+) -> None:
+    """Make one clip in this process, score it, and record it.
+
+    Exit codes: 0 accepted, 1 infrastructure, 2 bad input, 3 needs review.
+    """
+    from vidgen_ray.generation.single import generate_clip
+
+    overrides = _overrides(settings, mode, profile, lora, lora_scale, num_inference_steps, offload)
+    fields = {"image": image, "prompt": prompt, "seed": seed, "negative_prompt": negative_prompt}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=_console, transient=True) as progress:
+        task = progress.add_task("loading the model", total=None)
+
+        def on_step(step: int, num_steps: int) -> None:
+            what = "denoising" if step < num_steps else "decoding and scoring"
+            progress.update(task, description=what, completed=step, total=num_steps)
+
+        record = generate_clip(
+            {name: value for name, value in fields.items() if value is not None},
+            output,
+            load_config(config, overrides),
+            on_step,
+            overwrite=overwrite,
+        )
+    if record.model and not record.model.trained:
+        _console.print("The weights are untrained: the picture shows the path, not the quality.")
+    measured = f", score {record.score.score:.2f}" if record.score else ""
+    _console.print(f"{output}: {record.status.replace('_', ' ')}{measured}", soft_wrap=True)
+    for reason in record.reasons:
+        _console.print(f"  {reason}", soft_wrap=True)
+    raise typer.Exit(0 if record.status == "accepted" else 3)
+
+
+@app.command()
+def score(
+    videos: Annotated[list[str], typer.Argument(help="Video files or fsspec addresses.")],
+    config: ConfigOption = "nano",
+    max_frames: Annotated[int | None, typer.Option(help="Score this many frames at most.")] = None,
+) -> None:
+    """Print temporal scores and verdicts as JSON, one object a line.
+
+    Exit codes: 0 all accepted, 2 a file cannot be read, 3 some were not accepted.
+    """
+    from vidgen_ray.generation.quality import judge
+    from vidgen_ray.generation.scoring import score_video
+    from vidgen_ray.video_io import read_video
+
+    quality = load_config(config).quality
+    exit_code = 0
+    for name in videos:
+        try:
+            video = read_video(name, max_frames=max_frames)
+            measured = score_video(video, num_threads=os.cpu_count() or 1)
+        except VidgenError as error:
+            _errors.print(f"{name}: {error}", highlight=False, markup=False, soft_wrap=True)
+            exit_code = 2
+            continue
+        verdict, reasons = judge(measured, quality)
+        accepted = verdict == "accepted"
+        line = {
+            "video": name,
+            "verdict": verdict if accepted else "rejected",
+            "reasons": reasons,
+            **measured.model_dump(),
+        }
+        print(json.dumps(line), flush=True)
+        exit_code = exit_code or (0 if accepted else 3)
+    raise typer.Exit(exit_code)
+
+
+@app.command()
+def doctor(
+    config: ConfigOption = "cogvideox_5b_i2v",
+    load: Annotated[bool, typer.Option(help="Load the model in its dtype.")] = True,
+    settings: SetOption = None,
+) -> None:
+    """Say whether this machine can make a clip, and what is missing.
+
+    Exit codes: 0 it can, 1 it cannot, 2 bad configuration.
+    """
+    from vidgen_ray.distributed.doctor import examine
+
+    tree = load_config(config, parse_overrides(settings or []))
+    marks = {True: "ok", False: "MISSING", None: "note"}
+    healthy = True
+    for check in examine(tree, load=load):
+        healthy = healthy and check.ok is not False
+        line = f"{marks[check.ok]:8}{check.name:12}{check.finding}"
+        _console.print(line, highlight=False, markup=False, soft_wrap=True)
+    verdict = "this machine can make clips" if healthy else "this machine cannot make clips yet"
+    _console.print(f"{verdict} with {config}", highlight=False, markup=False)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def main() -> None:
+    """Run the command line; errors become one line and an exit code."""
+    run_and_exit(app)
+
+
+def run_and_exit(command: typer.Typer) -> None:
+    """Run a typer app as `vidgen` does. Bad input exits 2, other errors 1, a signal 128 + n."""
+    try:
+        command()
+    except VidgenError as error:
+        _errors.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, RequestError | ConfigError) else 1)
+    except Interrupted as stop:
+        _errors.print("stopped; run the same command again to go on", highlight=False)
+        sys.exit(128 + stop.signal_number)
+
+
+def _overrides(
+    settings: list[str] | None,
+    mode: str | None,
+    profile: str | None,
+    lora: str | None,
+    lora_scale: float,
+    num_inference_steps: int | None,
+    offload: str | None,
+) -> dict[str, Any]:
+    named = {
+        "generation.mode": mode,
+        "generation.profile": profile,
+        "generation.lora": {"path": _absolute(lora), "scale": lora_scale} if lora else None,
+        "generation.num_inference_steps": num_inference_steps,
+        "model.offload": offload,
+    }
+    set_ = {name: value for name, value in named.items() if value is not None}
+    return {**parse_overrides(settings or []), **set_}
+
+
+def _absolute(address: str) -> str:
+    """A local path from here, so that workers with another folder find it; URLs as they are."""
+    return address if "://" in address else os.path.abspath(os.path.expanduser(address))

@@ -1,0 +1,234 @@
+"""The one configuration tree: what a YAML file under `configs/` may say, and its defaults.
+
+A file lists only its differences from the defaults here. Precedence, weakest first: default,
+configuration file, profile, command line, request field.
+"""
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vidgen_ray.errors import ConfigError
+
+Mode = Literal["baseline", "optimized"]
+Dtype = Literal["float16", "bfloat16", "float32"]
+Offload = Literal["auto", "none", "model", "sequential", "group"]
+Scheduler = Literal["dpm", "ddim", "checkpoint"]
+
+
+class Section(BaseModel):
+    """A frozen part of the tree that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LoRA(Section):
+    """A LoRA adapter: a folder or a `.safetensors` file, and the weight given to it."""
+
+    path: str = Field(min_length=1)
+    scale: float = Field(1.0, ge=-4.0, le=4.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class GenerationDefaults(Section):
+    """The fields of a request that have a default; a request may set any of them.
+
+    Shapes are those CogVideoX-5B-I2V was trained for: 49 frames of 480x720 pixels at 8 fps.
+    """
+
+    negative_prompt: str = Field("", max_length=10_000)
+    num_inference_steps: int = Field(50, ge=1, le=1000)
+    guidance_scale: float = Field(6.0, ge=1.0, le=30.0)
+    num_frames: int = Field(49, ge=1, le=1000)
+    height: int = Field(480, ge=16, le=4096)
+    width: int = Field(720, ge=16, le=4096)
+    fps: int = Field(8, ge=1, le=60)
+    mode: Mode = "baseline"
+    profile: str | None = Field(None, min_length=1)
+    lora: LoRA | None = None
+    image_fit: Literal["crop", "pad"] = "crop"
+    allow_untrained_shape: bool = False
+
+
+class ModelConfig(Section):
+    """Which checkpoint to load and how.
+
+    `checkpoint` is `embedded`, a diffusers folder, or a hub id. `auto` for `offload` and
+    `vae_tiling` means: chosen from the free VRAM when the model is loaded, and recorded.
+    """
+
+    checkpoint: str = "zai-org/CogVideoX-5b-I2V"
+    revision: str | None = None
+    dtype: Dtype = "float16"
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    scheduler: Scheduler = "dpm"
+    offload: Offload = "auto"
+    vae_tiling: bool | Literal["auto"] = "auto"
+    cpu_threads: int | None = Field(None, ge=1)
+
+
+class Profile(Section):
+    """Named options of `mode: optimized`. An option left out stays as in `model`."""
+
+    num_inference_steps: int | None = Field(None, ge=1, le=1000)
+    scheduler: Scheduler | None = None
+    offload: Offload | None = None
+    vae_tiling: bool | Literal["auto"] | None = None
+
+
+class QualityConfig(Section):
+    """When a clip is accepted, and how often a rejected one is made again with another seed.
+
+    Thresholds are on the fields of TemporalScore, and come from docs/benchmarks.md.
+    """
+
+    max_attempts: int = Field(2, ge=1, le=20)
+    min_temporal_score: float = Field(0.6, ge=0.0, le=1.0)  # of 1
+    max_flicker: float = Field(0.03, ge=0.0)  # fraction of brightness a frame
+    max_texture_change: float = Field(3.0, ge=0.0)  # grey levels of 255 a frame
+    max_wobble_px: float = Field(0.06, ge=0.0)  # px a frame of a picture 480 px high
+    max_disorder: float = Field(0.9, ge=0.0)  # disorder - motion_coherence / 2; shuffled is 1
+    max_cut_strength: float = Field(0.5, ge=0.0)  # of 1
+    max_still_fraction: float = Field(0.45, ge=0.0, le=1.0)  # of the clip, in one stretch
+    allow_static: bool = False  # accept still images and clips that freeze
+
+
+class BatchConfig(Section):
+    """Resources and limits of a batch. `max_workers: null` means as many as the cluster has now."""
+
+    num_gpus_per_worker: float = Field(1, ge=0)
+    num_cpus_per_worker: float = Field(1, gt=0)
+    min_workers: int = Field(1, ge=1)
+    max_workers: int | None = Field(None, ge=1)
+    num_cpus_per_score: float = Field(1, gt=0)
+    max_worker_deaths: int = Field(3, ge=1)
+    max_failures_before_first_success: int = Field(3, ge=1)
+    clip_timeout_s: float | None = Field(3600, gt=0)
+    worker_start_timeout_s: float = Field(600, gt=0)
+
+
+class Config(Section):
+    """The whole tree. `pinned` holds the generation fields that the command line set."""
+
+    model: ModelConfig = ModelConfig()
+    generation: GenerationDefaults = GenerationDefaults()
+    default_profile: str = "exact"
+    profiles: dict[str, Profile] = {}
+    quality: QualityConfig = QualityConfig()
+    batch: BatchConfig = BatchConfig()
+    pinned: dict[str, Any] = Field({}, exclude=True)
+
+    @model_validator(mode="after")
+    def _default_profile_exists(self) -> "Config":
+        if self.profiles and self.default_profile not in self.profiles:
+            raise ValueError(
+                f"default_profile must be one of {sorted(self.profiles)}, "
+                f"got {self.default_profile!r}"
+            )
+        return self
+
+
+def load_config(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read `source` and apply `overrides`, a mapping of dotted keys to values.
+
+    `source` is a path, or the name of a configuration that ships with the package (`nano`).
+    Raises ConfigError listing every wrong key at once.
+    """
+    tree = _read_yaml(_locate(source))
+    for key, value in (overrides or {}).items():
+        _set(tree, key, value)
+    pinned = {
+        key.split(".", 1)[1].split(".")[0]: tree["generation"][key.split(".")[1]]
+        for key in overrides or {}
+        if key.startswith("generation.")
+    }
+    if "pinned" in tree:
+        raise ConfigError(f"{source}: pinned is not a setting; remove it")
+    try:
+        return Config.model_validate({**tree, "pinned": pinned})
+    except ValidationError as error:
+        raise ConfigError(f"{source}: " + "; ".join(describe(error))) from None
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """Turn `["batch.max_workers=2"]` into a mapping; values are read as YAML."""
+    overrides = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set takes section.key=value, got {assignment!r}")
+        try:
+            overrides[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {key.strip()}: not valid YAML: {error}") from None
+    return overrides
+
+
+def describe(error: ValidationError) -> list[str]:
+    """One line a problem: the dotted field, the rule, the value."""
+    lines = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"])
+        value = problem["input"]
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{field}: no such field; remove it or mend its name")
+        elif problem["type"] == "missing":
+            lines.append(f"{field}: required, but missing")
+        elif problem["type"] == "value_error":
+            lines.append(": ".join(filter(None, [field, str(problem["ctx"]["error"])])))
+        else:
+            rule = problem["msg"][0].lower() + problem["msg"][1:]
+            lines.append(f"{field}: {rule}, got {_short(value)}")
+    return lines
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations inside the package."""
+    folder = resources.files("vidgen_ray") / "configs"
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _locate(source: str | Path) -> Path:
+    path = Path(source)
+    if path.suffix in {".yaml", ".yml"}:
+        if path.is_file():
+            return path
+        raise ConfigError(f"--config: no such file: {path}")
+    shipped = Path(str(resources.files("vidgen_ray"))) / "configs" / f"{source}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise ConfigError(
+        f"--config: {source!r} is neither a .yaml file nor one of {shipped_configs()}"
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must hold sections such as `model:`, got {_short(tree)}")
+    return tree
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {key}: {section} is a value, not a section")
+    tree[leaf] = value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

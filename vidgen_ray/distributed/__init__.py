@@ -1,0 +1,1 @@
+"""Many requests over a Ray cluster: the only package that imports Ray."""

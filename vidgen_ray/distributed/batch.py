@@ -1,0 +1,352 @@
+"""A jobs file in; clips, records and a report out: the batch run from its driver's side.
+
+Everything that must survive lies in the output store. A rerun reads it and does what is left.
+"""
+
+import signal
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import FrameType
+from typing import Any, Literal
+
+import ray
+import ray.data
+import yaml
+from ray.data import ActorPoolStrategy, DataContext
+from rich.console import Console
+
+from vidgen_ray.config import Config
+from vidgen_ray.distributed.board import start_board
+from vidgen_ray.distributed.cluster import connected, pool_size
+from vidgen_ray.distributed.intake import CheckedJob, take_in
+from vidgen_ray.distributed.progress import RunProgress, claim
+from vidgen_ray.distributed.stages import Run, first_row, read, save, score
+from vidgen_ray.distributed.worker import Generate
+from vidgen_ray.errors import EngineError, Interrupted, RequestError, VidgenError
+from vidgen_ray.generation.artifacts import ArtifactStore
+from vidgen_ray.generation.jobs_file import RowProblem
+from vidgen_ray.provenance import versions
+from vidgen_ray.schema import BatchSummary, ErrorRecord, GenerationRecord
+
+EXIT_ACCEPTED = 0
+EXIT_INFRASTRUCTURE = 1
+EXIT_BAD_INPUT = 2
+EXIT_NEEDS_EYES = 3
+
+_FINISHED = {"accepted", "needs_review"}
+_MAX_PROBLEMS_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class BatchArguments:
+    """What the user asked for. Addresses are local paths or anything fsspec opens."""
+
+    jobs: str
+    output: str
+    config: Config
+    config_name: str
+    on_invalid: Literal["stop", "skip"] = "stop"
+    retry_failed: bool = False
+    ray_address: str | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt to make, counted from 1."""
+
+    job: CheckedJob
+    number: int
+
+
+def run_batch(arguments: BatchArguments, console: Console) -> int:
+    """Make the clips that are missing; the exit code of the run.
+
+    Raises RequestError and ConfigError for bad input, ArtifactError and EngineError for a run that
+    could not go on, Interrupted for a signal. The same call afterwards goes on where it stopped.
+    """
+    store = ArtifactStore(arguments.output)
+    store.check_writable()
+    suspects = claim(store)
+    store.clear_staging()
+    with connected(arguments.ray_address), _signals_raise():
+        intake = take_in(arguments.jobs, arguments.config)
+        run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+        _report_problems(intake.problems, console)
+        if intake.problems and arguments.on_invalid == "stop":
+            raise RequestError(
+                f"jobs: {len(intake.problems)} problems in {arguments.jobs}; mend them, or use "
+                "--on-invalid skip to record these rows as failed and make the others"
+            )
+        records = store.read_records()
+        _refuse_changed(intake.jobs, records)
+        invalid = _failed_rows(intake.problems, intake.jobs, records, run_id)
+        for record in invalid:
+            store.commit(record)
+            records[record.id] = record
+        store.write("config.yaml", yaml.safe_dump(arguments.config.model_dump()).encode())
+        progress = RunProgress(
+            store,
+            console,
+            run_id=run_id,
+            config_name=arguments.config_name,
+            ids=[job.request.id for job in intake.jobs] + [record.id for record in invalid],
+            records=records,
+            min_temporal_score=arguments.config.quality.min_temporal_score,
+        )
+        todo = _plan(intake.jobs, records, store, arguments.retry_failed, suspects)
+        _announce(todo, progress.counts, arguments, console)
+        return _make(todo, arguments, store, progress, run_id, console)
+
+
+def _make(
+    todo: list[Attempt],
+    arguments: BatchArguments,
+    store: ArtifactStore,
+    progress: RunProgress,
+    run_id: str,
+    console: Console,
+) -> int:
+    try:
+        with progress:
+            # A rejected clip asks for another attempt: each pass makes those that are wanted.
+            while todo:
+                todo = _run_pass(todo, arguments, progress, run_id)
+    except Interrupted:
+        progress.write_status("interrupted")
+        raise
+    except VidgenError as error:
+        progress.write_status("failed", str(error), EXIT_INFRASTRUCTURE)
+        progress.write_results()
+        raise
+    except ray.exceptions.RayError as error:
+        progress.write_status("failed", str(error), EXIT_INFRASTRUCTURE)
+        raise EngineError(
+            f"Ray ended the run: {_first_line(error)}; run the same command again: finished clips "
+            "are kept"
+        ) from error
+    summary = progress.write_results()
+    exit_code = EXIT_ACCEPTED if summary.accepted == summary.total else EXIT_NEEDS_EYES
+    progress.write_status("finished", exit_code=exit_code)
+    _say_result(summary, arguments, console)
+    return exit_code
+
+
+def _run_pass(
+    todo: list[Attempt], arguments: BatchArguments, progress: RunProgress, run_id: str
+) -> list[Attempt]:
+    """Make every attempt of `todo` once; the attempts that are wanted after it."""
+    run = Run(run_id, arguments.config, arguments.output, start_board())
+    progress.follow(run.board)
+    waiting = {attempt.job.request.id: attempt for attempt in todo}
+    wanted = []
+    num_failures = 0
+    for row in _dataset(todo, run).iter_rows():
+        if row["fatal"]:
+            raise EngineError(row["fatal"])
+        record = GenerationRecord.model_validate_json(row["record"])
+        attempt = waiting.pop(record.id)
+        if row["again"]:
+            wanted.append(Attempt(attempt.job, attempt.number + 1))
+        progress.add(record, final=not row["again"])
+        num_failures = _count_failures(num_failures, record, arguments.config)
+    if waiting:
+        raise EngineError(f"Ray lost {len(waiting)} rows, among them {min(waiting)}; run again")
+    return wanted
+
+
+def _dataset(todo: list[Attempt], run: Run) -> ray.data.Dataset:
+    """The four stages. One row a block, so that a clip goes on as soon as it is made."""
+    batch = run.config.batch
+    pool = pool_size(batch, len(todo))
+    context = DataContext.get_current()
+    context.wait_for_min_actors_s = int(batch.worker_start_timeout_s)
+    context.execution_no_progress_timeout_s = 2 * max(batch.clip_timeout_s or 86_400, 900)
+    rows = [
+        first_row(attempt.job.request, attempt.number, attempt.job.content_hash, run.id)
+        for attempt in todo
+    ]
+    return (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map(read, fn_args=(run,), num_cpus=0.5)
+        .map(
+            Generate,
+            fn_constructor_args=(run,),
+            compute=ActorPoolStrategy(
+                min_size=pool.least, initial_size=pool.initial, max_size=pool.most
+            ),
+            num_cpus=batch.num_cpus_per_worker,
+            num_gpus=batch.num_gpus_per_worker or None,
+        )
+        .map(score, fn_args=(run,), num_cpus=batch.num_cpus_per_score)
+        .map(save, fn_args=(run,), num_cpus=batch.num_cpus_per_score)
+    )
+
+
+def _plan(
+    jobs: Sequence[CheckedJob],
+    records: dict[str, GenerationRecord],
+    store: ArtifactStore,
+    retry_failed: bool,
+    suspects: Sequence[str],
+) -> list[Attempt]:
+    """The attempts that are missing, in the file's order; those that may have killed a run last."""
+    begun = set(store.ids_with_attempts())
+    todo = []
+    for job in jobs:
+        record = records.get(job.request.id)
+        if record and (record.status in _FINISHED or not retry_failed):
+            continue
+        number = 1
+        if job.request.id in begun:
+            numbers = [
+                earlier.attempt or 0
+                for earlier in store.read_attempts(job.request.id)
+                if earlier.content_hash == job.content_hash
+            ]
+            number = max(numbers, default=0) + 1
+        todo.append(Attempt(job, number))
+    return sorted(todo, key=lambda attempt: attempt.job.request.id in suspects)
+
+
+def _refuse_changed(jobs: Sequence[CheckedJob], records: dict[str, GenerationRecord]) -> None:
+    changed = [
+        job
+        for job in jobs
+        if (record := records.get(job.request.id))
+        and record.status in _FINISHED
+        and record.content_hash != job.content_hash
+    ]
+    if changed:
+        first = changed[0]
+        more = f" and {len(changed) - 1} more ids" if len(changed) > 1 else ""
+        raise RequestError(
+            f"id: {first.request.id} (line {first.line}){more} is finished in the output with "
+            f"other content ({_difference(first, records[first.request.id])}); give it a new id, "
+            "or use another --output"
+        )
+
+
+def _difference(job: CheckedJob, record: GenerationRecord) -> str:
+    if record.request is None:
+        return "it was not readable"
+    before, now = record.request.model_dump(), job.request.model_dump()
+    fields = sorted(name for name in now if name != "image" and before[name] != now[name])
+    return ", ".join(fields) or "the image, the model, its options or the adapter changed"
+
+
+def _failed_rows(
+    problems: Sequence[RowProblem],
+    jobs: Sequence[CheckedJob],
+    records: dict[str, GenerationRecord],
+    run_id: str,
+) -> list[GenerationRecord]:
+    """A failed record for each row that cannot be made, under its id where that is free."""
+    taken = {job.request.id for job in jobs}
+    by_line: dict[int, list[RowProblem]] = {}
+    for problem in problems:
+        by_line.setdefault(problem.line, []).append(problem)
+    failed = []
+    for line, of_row in by_line.items():
+        clip_id = of_row[0].id
+        if clip_id is None or clip_id in taken or _is_finished(records.get(clip_id)):
+            clip_id = f"line-{line}"
+        taken.add(clip_id)
+        failed.append(
+            GenerationRecord(
+                id=clip_id,
+                status="failed",
+                content_hash="",
+                request=None,
+                error=ErrorRecord(
+                    kind="RequestError", message="; ".join(map(str, of_row)), stage="check"
+                ),
+                versions=versions(),
+                created_at=datetime.now(UTC),
+                run_id=run_id,
+            )
+        )
+    return failed
+
+
+def _is_finished(record: GenerationRecord | None) -> bool:
+    return record is not None and record.status in _FINISHED
+
+
+def _count_failures(num_failures: int, record: GenerationRecord, config: Config) -> int:
+    """Failures of the machine, not of the request, in a row from the start; raises at the limit.
+
+    -1 once a clip was made: from then on failures belong to their clips.
+    """
+    if num_failures < 0 or (record.error is None):
+        return -1
+    if record.error.kind == "RequestError":
+        return num_failures
+    num_failures += 1
+    if num_failures >= config.batch.max_failures_before_first_success:
+        raise EngineError(
+            f"the first {num_failures} clips all failed, so the run stopped; the last one: "
+            f"{record.error.message}; mend this, then run again with --retry-failed"
+        )
+    return num_failures
+
+
+def _report_problems(problems: Sequence[RowProblem], console: Console) -> None:
+    for problem in problems[:_MAX_PROBLEMS_SHOWN]:
+        console.print(str(problem), highlight=False, markup=False, soft_wrap=True)
+    if len(problems) > _MAX_PROBLEMS_SHOWN:
+        console.print(f"... and {len(problems) - _MAX_PROBLEMS_SHOWN} more problems")
+
+
+def _announce(
+    todo: Sequence[Attempt], counts: Counter[str], arguments: BatchArguments, console: Console
+) -> None:
+    total = sum(counts.values())
+    kept = total - counts["pending"] - sum(1 for attempt in todo if attempt.number == 0)
+    text = f"{len(todo)} of {total} clips to make with {arguments.config_name}"
+    if kept:
+        kinds = [f"{counts[name]} {name.replace('_', ' ')}" for name in counts if name != "pending"]
+        text += f"; already there: {', '.join(kinds)}"
+    if counts["failed"] + counts["quarantined"] and not arguments.retry_failed:
+        text += " (--retry-failed tries the failed ones again)"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _say_result(summary: BatchSummary, arguments: BatchArguments, console: Console) -> None:
+    names = ("accepted", "needs_review", "failed", "quarantined")
+    counts = ", ".join(f"{getattr(summary, name)} {name.replace('_', ' ')}" for name in names)
+    lines = [f"{summary.total} clips: {counts}; {summary.wall_s:.0f} s"]
+    if summary.model and not summary.model.trained:
+        lines.append("The weights are untrained: the pictures show the path, not the quality.")
+    lines.append(f"Clips:  {arguments.output}")
+    lines.append(f"Report: {arguments.output.rstrip('/')}/index.html")
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Within the context SIGTERM and SIGINT raise Interrupted, once, in the main thread."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        for name in before:
+            signal.signal(name, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    before: dict[int, Any] = {}
+    try:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            before[name] = signal.signal(name, interrupt)
+    except ValueError:  # not the main thread: signals are somebody else's
+        pass
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,68 @@
+"""The board: one small actor where workers say what they are at, and the driver reads it.
+
+It also counts how often an id was begun and never ended, which is how a request that kills its
+worker is found out.
+"""
+
+import os
+import socket
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+
+@dataclass(frozen=True)
+class Activity:
+    """An id in work: its stage, the process that has it, and how far the denoising is."""
+
+    id: str
+    stage: str
+    node: str
+    pid: int
+    since: float
+    step: int = 0
+    num_steps: int = 0
+    vram_gb: float | None = None
+
+
+class BoardState:
+    """The actor's state. An entry is left by its stage, or stays when the process dies."""
+
+    def __init__(self) -> None:
+        self._activities: dict[str, Activity] = {}
+        self._begun: Counter[tuple[str, str]] = Counter()
+
+    def begin(self, activity: Activity) -> int:
+        """Note that an id enters a stage; how often it entered before without leaving."""
+        key = (activity.id, activity.stage)
+        before = self._begun[key]
+        self._begun[key] += 1
+        self._activities[activity.id] = activity
+        return before
+
+    def step(self, activity: Activity) -> None:
+        """Note a denoising step."""
+        if activity.id in self._activities:
+            self._activities[activity.id] = activity
+
+    def end(self, clip_id: str, stage: str) -> None:
+        """Note that an id left a stage alive."""
+        self._begun.pop((clip_id, stage), None)
+        self._activities.pop(clip_id, None)
+
+    def activities(self) -> list[Activity]:
+        """What is in work now, the longest first."""
+        return sorted(self._activities.values(), key=lambda activity: activity.since)
+
+
+def start_board() -> Any:
+    """A board for this run. It takes no CPU and comes back, empty, should it die."""
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(BoardState).remote()
+
+
+def activity(clip_id: str, stage: str) -> Activity:
+    """An entry for this process, from now on."""
+    return Activity(clip_id, stage, socket.gethostname(), os.getpid(), time.time())

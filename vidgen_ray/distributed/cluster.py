@@ -1,0 +1,87 @@
+"""Connecting to Ray: the cluster that is named, or one on this machine for the run alone."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+from ray.data import DataContext
+
+from vidgen_ray.config import BatchConfig
+from vidgen_ray.errors import ConfigError
+
+_OURS: set[str] = set()  # addresses of the clusters that this process started
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Within the context this process is a Ray driver.
+
+    `address` is a cluster's (`auto`, `host:6379`, `ray://…`); None or `local` starts Ray on this
+    machine and ends it with the context. A connection that is there already is used and kept.
+    Raises ConfigError.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        if address in {None, "local"}:
+            # Two logical CPUs at least: a worker holds one while others read, score and save.
+            ray.init(
+                address="local",
+                num_cpus=max(2, os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+            _OURS.add(ray.get_runtime_context().gcs_address)
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"ray: cannot connect to {address or 'local'}: {error}; start a cluster with "
+            "`ray start --head`, or leave --address and RAY_ADDRESS out to run on this machine"
+        ) from None
+    # Ray Data would draw its own progress under ours.
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    """How many generation workers: at least, at the start, and at most."""
+
+    least: int
+    initial: int
+    most: int
+
+
+def pool_size(batch: BatchConfig, num_clips: int) -> PoolSize:
+    """Workers for `num_clips` on the cluster as it is now, and as `batch` lets it grow.
+
+    Raises ConfigError where workers need GPUs and a Ray of this machine alone has none.
+    """
+    resources = ray.cluster_resources()
+    needs_gpu = batch.num_gpus_per_worker > 0
+    if needs_gpu:
+        room = int(resources.get("GPU", 0) // batch.num_gpus_per_worker)
+    else:
+        room = int(resources.get("CPU", 1) // batch.num_cpus_per_worker)
+    if needs_gpu and room == 0 and _ray_is_ours():
+        raise ConfigError(
+            f"batch.num_gpus_per_worker: {batch.num_gpus_per_worker:g}, but this machine has "
+            f"{resources.get('GPU', 0):g} GPUs; use --config nano for the small model on the CPU, "
+            "or name a cluster with --address"
+        )
+    most = max(1, min(num_clips, max(batch.max_workers or room, batch.min_workers)))
+    return PoolSize(min(batch.min_workers, most), max(1, min(room, most)), most)
+
+
+def _ray_is_ours() -> bool:
+    return ray.get_runtime_context().gcs_address in _OURS

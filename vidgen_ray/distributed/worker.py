@@ -1,0 +1,60 @@
+"""The stage of a batch that holds the model: generate."""
+
+import logging
+import os
+from dataclasses import replace
+
+import torch
+
+from vidgen_ray.distributed.board import activity
+from vidgen_ray.distributed.stages import Row, Run, guard
+from vidgen_ray.errors import VidgenError
+from vidgen_ray.generation import attempts
+from vidgen_ray.generation.engine import Engine
+from vidgen_ray.schema import GenerationRecord
+from vidgen_ray.video_io import ConditioningImage
+
+logger = logging.getLogger(__name__)
+
+
+class Generate:
+    """The stage that holds the model. Weights load with the first row."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._engine: Engine | None = None
+
+    def __call__(self, row: Row) -> Row:
+        """`frames` becomes uint8 [num_frames, height, width, 3]."""
+        return guard("generate", self._work, row, self._run)
+
+    def _work(self, row: Row, record: GenerationRecord) -> tuple[Row, GenerationRecord]:
+        assert record.image is not None
+        if self._engine is None:
+            self._engine = Engine(self._run.config)
+        entry = activity(record.id, "generate")
+
+        def on_step(step: int, num_steps: int) -> None:
+            vram_gb = torch.cuda.memory_reserved() / 1e9 if torch.cuda.is_available() else None
+            self._run.board.step.remote(
+                replace(entry, step=step, num_steps=num_steps, vram_gb=vram_gb)
+            )
+
+        facts = record.image
+        image = ConditioningImage(row["image"], facts.sha256, facts.width, facts.height)
+        try:
+            generation = self._engine.generate(
+                attempts.seeded_request(record),
+                on_step,
+                image=image,
+                timeout_s=self._run.config.batch.clip_timeout_s,
+            )
+        except VidgenError as error:
+            if isinstance(error.__cause__, torch.AcceleratorError):
+                # The CUDA context is gone: no later clip can work in this process. Ray starts
+                # another, and the row is tried again a bounded number of times.
+                logger.critical("%s", error)
+                os._exit(1)
+            raise
+        record = attempts.with_generation(record, generation)
+        return {**row, "frames": generation.video.frames}, record

@@ -1,0 +1,240 @@
+"""The output store: clips, records and pages in a folder or at any fsspec address.
+
+`<id>.mp4` and `thumbnails/<id>.jpg` are written first, the record `<id>.json` last and whole: it is
+the commit mark, and a clip without one does not exist. Rejected attempts wait for the verdict in
+`attempts/<id>/`.
+"""
+
+import hashlib
+import io
+import json
+import os
+import posixpath
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+from PIL import Image
+from pydantic import ValidationError
+
+from vidgen_ray.errors import ArtifactError, VidgenError
+from vidgen_ray.schema import RESERVED_IDS, ArtifactRecord, GenerationRecord, Video
+from vidgen_ray.video_io import write_video
+
+DISCLOSURE = "Synthetic media: generated from one image by an AI model (vidgen-ray)."
+
+_THUMBNAIL_WIDTH = 480
+_STAGING = ".vidgen"
+
+
+class ArtifactStore:
+    """One output address. Every failure to read or write it raises ArtifactError."""
+
+    def __init__(self, address: str) -> None:
+        """`address` is a local folder, made when missing, or a URL such as `s3://bucket/run`."""
+        with _telling("open", address):
+            self._fs, self._root = fsspec.url_to_fs(address)
+        self.address = address
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+
+    def check_writable(self) -> None:
+        """Write, read and remove a small file, so that a bad store fails before any clip."""
+        name = f"{_STAGING}/probe-{uuid.uuid4().hex}"
+        self.write(name, b"vidgen")
+        with _telling("write to", self.address):
+            if self._fs.cat_file(self._path(name)) != b"vidgen":
+                raise OSError("what was written could not be read back")
+            self._fs.rm_file(self._path(name))
+
+    def clear_staging(self) -> None:
+        """Remove what writers that were killed left half-written."""
+        with _telling("clean", self.address):
+            if self._fs.exists(self._path(_STAGING)):
+                self._fs.rm(self._path(_STAGING), recursive=True)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put `data` at `name`, whole or not at all."""
+        with _telling("write", self._path(name)):
+            if not self._is_local:
+                self._fs.pipe_file(self._path(name), data)
+                return
+            with self._staged() as path:
+                path.write_bytes(data)
+                self._publish(path, name)
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes at `name`, None when there are none."""
+        with _telling("read", self._path(name)):
+            try:
+                data: bytes = self._fs.cat_file(self._path(name))
+            except FileNotFoundError:
+                return None
+            return data
+
+    def write_clip(self, name: str, video: Video) -> ArtifactRecord:
+        """Encode `video` to `name`; the record of the file says what is in it."""
+        with _telling("write", self._path(name)), self._staged(suffix=".mp4") as path:
+            write_video(path, video, comment=DISCLOSURE)
+            data = path.read_bytes()
+            self._publish(path, name)
+        num_frames, height, width, _ = video.frames.shape
+        return ArtifactRecord(
+            filename=name,
+            sha256=hashlib.sha256(data).hexdigest(),
+            size_bytes=len(data),
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            fps=video.fps,
+            codec="h264",
+        )
+
+    def write_thumbnail(self, clip_id: str, pixels: np.ndarray) -> None:
+        """The conditioning image, uint8 [H, W, 3], small, for the report."""
+        image = Image.fromarray(pixels)
+        image.thumbnail((_THUMBNAIL_WIDTH, _THUMBNAIL_WIDTH))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=85)
+        self.write(f"thumbnails/{clip_id}.jpg", buffer.getvalue())
+
+    def commit(self, record: GenerationRecord) -> None:
+        """Write the record: from now on the clip exists. Its attempts are removed."""
+        self.write(f"{record.id}.json", _encode(record))
+        with _telling("clean", self._path(f"attempts/{record.id}")):
+            folder = self._path(f"attempts/{record.id}")
+            if self._fs.exists(folder):
+                self._fs.rm(folder, recursive=True)
+
+    def save_attempt(self, record: GenerationRecord) -> None:
+        """Keep the record of a rejected attempt, whose clip is at `attempt_name`."""
+        assert record.attempt is not None
+        name = attempt_name(record.id, record.attempt)
+        self.write(name.removesuffix(".mp4") + ".json", _encode(record))
+
+    def promote(self, record: GenerationRecord) -> GenerationRecord:
+        """Copy an attempt's clip to its final name; the record that says so, not yet committed."""
+        assert record.artifact is not None
+        final = f"{record.id}.mp4"
+        with _telling("write", self._path(final)):
+            self._fs.cp_file(self._path(record.artifact.filename), self._path(final))
+        return record.model_copy(
+            update={"artifact": record.artifact.model_copy(update={"filename": final})}
+        )
+
+    def read_records(self) -> dict[str, GenerationRecord]:
+        """Every committed record by id; one whose clip is gone or cut short does not count."""
+        sizes = self._sizes("")
+        names = [name for name in sizes if name.endswith(".json") and name[:-5] not in RESERVED_IDS]
+        records = {record.id: record for record in self._read_all(names)}
+        return {
+            clip_id: record
+            for clip_id, record in records.items()
+            if record.artifact is None
+            or sizes.get(record.artifact.filename) == record.artifact.size_bytes
+        }
+
+    def ids_with_attempts(self) -> list[str]:
+        """Ids that have rejected attempts and no verdict yet."""
+        with _telling("list", self._path("attempts")):
+            try:
+                paths: list[str] = self._fs.ls(self._path("attempts"), detail=False)
+            except FileNotFoundError:
+                return []
+        return [posixpath.basename(path.rstrip("/")) for path in paths]
+
+    def read_attempts(self, clip_id: str) -> list[GenerationRecord]:
+        """The records of the rejected attempts at `clip_id` whose clips are there, in order."""
+        folder = f"attempts/{clip_id}"
+        names = [f"{folder}/{name}" for name in self._sizes(folder) if name.endswith(".json")]
+        return sorted(self._read_all(names), key=lambda record: record.attempt or 0)
+
+    def _read_all(self, names: Sequence[str]) -> list[GenerationRecord]:
+        with _telling("read", self.address):
+            contents = self._fs.cat([self._path(name) for name in names]) if names else {}
+        return [_decode(path, data) for path, data in contents.items()]
+
+    def _sizes(self, folder: str) -> dict[str, int]:
+        """Sizes in bytes of the files in a folder, by name; empty when there is no folder."""
+        with _telling("list", self._path(folder)):
+            try:
+                entries: list[dict[str, Any]] = self._fs.ls(self._path(folder), detail=True)
+            except FileNotFoundError:
+                return {}
+            return {
+                posixpath.basename(entry["name"]): entry["size"]
+                for entry in entries
+                if entry["type"] == "file"
+            }
+
+    def _path(self, name: str) -> str:
+        return posixpath.join(self._root, name).rstrip("/")
+
+    @contextmanager
+    def _staged(self, suffix: str = "") -> Iterator[Path]:
+        """A fresh local path: on the store's own disk where it has one, so that it can move."""
+        if not self._is_local:
+            with tempfile.TemporaryDirectory() as folder:
+                yield Path(folder) / f"staged{suffix}"
+            return
+        folder_path = Path(self._path(_STAGING))
+        folder_path.mkdir(parents=True, exist_ok=True)
+        path = folder_path / f"{uuid.uuid4().hex}{suffix}"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _publish(self, path: Path, name: str) -> None:
+        if not self._is_local:
+            self._fs.put_file(str(path), self._path(name))
+            return
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        target = Path(self._path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+
+
+def attempt_name(clip_id: str, attempt: int) -> str:
+    """Where the clip of a rejected attempt waits."""
+    return f"attempts/{clip_id}/{attempt}.mp4"
+
+
+def _encode(record: GenerationRecord) -> bytes:
+    return (record.model_dump_json(indent=2) + "\n").encode()
+
+
+def _decode(path: str, data: bytes) -> GenerationRecord:
+    try:
+        return GenerationRecord.model_validate(json.loads(data))
+    except (ValueError, ValidationError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ArtifactError(
+            f"output: {path} is not a record of this program: {first_line}; "
+            "move it away, or choose another --output"
+        ) from None
+
+
+@contextmanager
+def _telling(action: str, path: str) -> Iterator[None]:
+    """Turn whatever a file system raises into one ArtifactError that says what to do."""
+    try:
+        yield
+    except VidgenError:
+        raise
+    except ImportError as error:
+        raise ArtifactError(
+            f"output: cannot {action} {path}: {error}; install the package it names"
+        ) from None
+    except Exception as error:  # object stores raise errors of their own libraries
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ArtifactError(
+            f"output: cannot {action} {path}: {reason}; check the address, its permissions and "
+            "its free space, then run the same command again: finished clips are kept"
+        ) from error

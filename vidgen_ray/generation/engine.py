@@ -1,0 +1,379 @@
+"""The engine: one request in, one video out, with what it took. Every way to a clip goes here."""
+
+import gc
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vidgen_ray.config import Config, GenerationDefaults, LoRA, ModelConfig, Profile
+from vidgen_ray.errors import (
+    ClipCancelled,
+    ClipTimeout,
+    ConfigError,
+    EngineError,
+    OutOfMemory,
+    VidgenError,
+)
+from vidgen_ray.generation.content import find_profile
+from vidgen_ray.generation.stages import StageClock
+from vidgen_ray.model import adapters
+from vidgen_ray.model.acceleration import (
+    Options,
+    apply_options,
+    choose_options,
+    requested_options,
+)
+from vidgen_ray.model.adapters import Adapter
+from vidgen_ray.model.checkpoint import Checkpoint, Pipeline, load_pipeline, open_checkpoint
+from vidgen_ray.model.positions import positions_for
+from vidgen_ray.schema import (
+    AdapterRecord,
+    GenerationRequest,
+    ModelRecord,
+    StageTimes,
+    Video,
+)
+from vidgen_ray.video_io import ConditioningImage, read_image
+
+OnStep = Callable[[int, int], None]
+Cancelled = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A video and the facts of its making. `peak_vram_gb` is in units of 1e9 bytes."""
+
+    video: Video
+    image: ConditioningImage
+    model: ModelRecord
+    adapter: AdapterRecord | None
+    stages: StageTimes
+    peak_vram_gb: float | None
+    device: str
+
+
+class Engine:
+    """One model on one device. Calls from several threads wait for each other.
+
+    A pipeline stays loaded between requests; a request whose options need another one (dtype,
+    scheduler, offload, tiling) reloads it, so that nothing of one clip reaches the next.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Find the checkpoint and the device; weights load with the first request, or `load`.
+
+        Raises ConfigError.
+        """
+        self.config = config
+        self.checkpoint: Checkpoint = open_checkpoint(config.model)
+        self.device = _choose_device(config.model.device)
+        self._lock = threading.Lock()
+        self._loaded: _Loaded | None = None
+        self._choices: dict[tuple[ModelConfig, int], Options] = {}
+        if config.model.cpu_threads or self.device.type == "cpu":
+            torch.set_num_threads(config.model.cpu_threads or _num_cores())
+
+    def load(self) -> float:
+        """Load the weights that a plain request needs; seconds taken. Raises ConfigError."""
+        defaults = self.config.generation
+        clock = StageClock(self.device)
+        with self._lock:
+            self._ready(self._options_for(None, _num_pixels(defaults)), None, clock)
+        return clock.seconds.get("load_s", 0.0)
+
+    def generate(
+        self,
+        request: GenerationRequest,
+        on_step: OnStep | None = None,
+        cancelled: Cancelled | None = None,
+        *,
+        image: ConditioningImage | None = None,
+        timeout_s: float | None = None,
+    ) -> Generation:
+        """Make the clip of `request`.
+
+        `on_step(done, total)` is called after each denoising step; `cancelled()` is asked between
+        steps. `image` saves reading `request.image` again. The noise comes from a CPU generator
+        seeded with `request.seed`, so it is the same on every device.
+
+        Raises RequestError before any step where the request is at fault, ClipCancelled,
+        ClipTimeout, OutOfMemory, and EngineError for anything else.
+        """
+        self.checkpoint.check_request(request)
+        profile = find_profile(request, self.config)
+        worn = None
+        if request.lora:
+            worn = Worn(adapters.open_adapter(request.lora, self.checkpoint), request.lora)
+        if image is None:
+            image = read_image(
+                request.image, height=request.height, width=request.width, fit=request.image_fit
+            )
+        clip = _Clip(request, image, worn, _Watch(on_step, cancelled, timeout_s))
+        clock = StageClock(self.device)
+        with self._lock:
+            _reset_peak_vram(self.device)
+            options = self._options_for(profile, _num_pixels(request))
+            frames = self._attempt(clip, options, clock)
+            fell_back = frames is None and options.dtype == "float16"
+            if fell_back:
+                options = replace(options, dtype="bfloat16")
+                frames = self._attempt(clip, options, clock)
+            if frames is None:
+                raise EngineError(
+                    f"{request.id}: the model's output is not finite in {options.dtype}; "
+                    "check the checkpoint and the adapter"
+                )
+            return Generation(
+                video=Video(frames.numpy(), request.fps),
+                image=image,
+                model=self._model_record(options, fell_back),
+                adapter=worn.record() if worn else None,
+                stages=StageTimes(**clock.seconds),
+                peak_vram_gb=_peak_vram_gb(self.device),
+                device=describe_device(self.device),
+            )
+
+    def _attempt(self, clip: "_Clip", options: Options, clock: StageClock) -> torch.Tensor | None:
+        """Frames as uint8 [F, H, W, 3] on the CPU; None when they are not finite."""
+        try:
+            pipeline = self._ready(options, clip.worn, clock)
+            try:
+                with torch.no_grad():
+                    return self._run(pipeline, clip, clock)
+            finally:
+                # Offloaded parts go back and step caches are emptied, whatever ended the clip.
+                pipeline.maybe_free_model_hooks()
+        except VidgenError:
+            raise
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise EngineError(
+                    f"{clip.request.id}: {type(error).__name__} in {_stage(clock)}: {error}"
+                ) from error
+        # Outside the handler, where no traceback keeps tensors of the failed clip alive.
+        advice = _out_of_memory_advice(clip.request, options, self.device, clock)
+        self._unload()
+        raise OutOfMemory(advice)
+
+    def _run(self, pipeline: Pipeline, clip: "_Clip", clock: StageClock) -> torch.Tensor | None:
+        request, watch = clip.request, clip.watch
+        watch.check()
+        with clock.stage("text_s"):
+            prompt_embeds, negative_prompt_embeds = pipeline.encode_prompt(
+                request.prompt,
+                request.negative_prompt,
+                do_classifier_free_guidance=request.guidance_scale > 1.0,
+                device=pipeline._execution_device,
+            )
+
+        def after_step(_pipeline: Pipeline, step: int, _t: Any, tensors: dict[str, Any]) -> Any:
+            watch.step(step + 1, request.num_inference_steps)
+            return tensors
+
+        shape = {name: getattr(request, name) for name in ("num_frames", "height", "width")}
+        with (
+            clock.stage("denoise_s"),
+            clock.stage_of(pipeline, "prepare_latents", "image_encode_s"),
+            positions_for(pipeline.transformer, self.checkpoint, **shape),
+        ):
+            latents = pipeline(
+                image=Image.fromarray(clip.image.pixels),
+                prompt_embeds=prompt_embeds,
+                negative_prompt_embeds=negative_prompt_embeds,
+                num_inference_steps=request.num_inference_steps,
+                guidance_scale=request.guidance_scale,
+                generator=torch.Generator().manual_seed(request.seed),
+                output_type="latent",
+                callback_on_step_end=after_step,
+                callback_on_step_end_tensor_inputs=[],
+                **shape,
+            ).frames
+        if not torch.isfinite(latents).all():
+            return None
+        watch.check()
+        with clock.stage("decode_s"):
+            video = pipeline.decode_latents(latents)
+            return _to_uint8(video) if torch.isfinite(video).all() else None
+
+    def _options_for(self, profile: Profile | None, num_pixels: int) -> Options:
+        model = requested_options(self.config.model, profile)
+        key = (model, num_pixels)
+        if key not in self._choices:
+            if self.device.type == "cuda":
+                self._unload()  # what is loaded would count as memory that is taken
+            self._choices[key] = choose_options(model, self.checkpoint, self.device, num_pixels)
+        return self._choices[key]
+
+    def _ready(self, options: Options, worn: "Worn | None", clock: StageClock) -> Pipeline:
+        """The pipeline with these options and this adapter, loaded anew only where it must be."""
+        if self._loaded is None or self._loaded.options != options:
+            self._unload()
+            with clock.stage("load_s"):
+                hashing = threading.Thread(target=lambda: self.checkpoint.fingerprint)
+                hashing.start()
+                pipeline = load_pipeline(self.checkpoint, options.dtype)
+                apply_options(pipeline, options, self.device)
+                self._loaded = _Loaded(options, pipeline)
+                hashing.join()
+        if self._loaded.worn != worn:
+            loaded, self._loaded = self._loaded, None  # a half-changed pipeline is never used again
+            if loaded.worn:
+                adapters.take_off(loaded.pipeline)
+            if worn:
+                adapters.put_on(loaded.pipeline, worn.adapter, worn.lora.scale)
+            self._loaded = replace(loaded, worn=worn)
+        return self._loaded.pipeline
+
+    def _unload(self) -> None:
+        self._loaded = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _model_record(self, options: Options, fell_back: bool) -> ModelRecord:
+        assert self._loaded is not None
+        return ModelRecord(
+            checkpoint=self.checkpoint.source,
+            fingerprint=self.checkpoint.fingerprint,
+            trained=self.checkpoint.trained,
+            dtype=options.dtype,
+            scheduler=type(self._loaded.pipeline.scheduler).__name__,
+            offload=options.offload,
+            vae_tiling=options.vae_tiling,
+            bf16_fallback=fell_back,
+        )
+
+
+def describe_device(device: torch.device) -> str:
+    """The GPU's name, or the CPU's architecture and number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}, {_num_cores()} cores)"
+
+
+@dataclass(frozen=True)
+class Worn:
+    """An adapter and how it is worn."""
+
+    adapter: Adapter
+    lora: LoRA
+
+    def record(self) -> AdapterRecord:
+        return AdapterRecord(path=self.lora.path, sha256=self.adapter.sha256, scale=self.lora.scale)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    options: Options
+    pipeline: Pipeline
+    worn: Worn | None = None
+
+
+@dataclass(frozen=True)
+class _Clip:
+    request: GenerationRequest
+    image: ConditioningImage
+    worn: Worn | None
+    watch: "_Watch"
+
+
+class _Watch:
+    """What the caller asked to hear and to decide between steps."""
+
+    def __init__(
+        self, on_step: OnStep | None, cancelled: Cancelled | None, timeout_s: float | None
+    ) -> None:
+        self._on_step = on_step
+        self._cancelled = cancelled
+        self._timeout_s = timeout_s
+        self._start = time.monotonic()
+
+    def check(self) -> None:
+        if self._cancelled and self._cancelled():
+            raise ClipCancelled("the clip was cancelled by its caller")
+        elapsed = time.monotonic() - self._start
+        if self._timeout_s is not None and elapsed > self._timeout_s:
+            raise ClipTimeout(
+                f"the clip took longer than its limit of {self._timeout_s:g} s; raise "
+                "batch.clip_timeout_s, or use fewer steps or a faster profile"
+            )
+
+    def step(self, done: int, total: int) -> None:
+        if self._on_step:
+            self._on_step(done, total)
+        self.check()
+
+
+def _choose_device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "model.device: cuda, but torch sees no GPU; check the driver with nvidia-smi, or use "
+            "--config nano for the small model on the CPU"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _to_uint8(video: torch.Tensor) -> torch.Tensor:
+    """[1, 3, F, H, W] in -1..1 -> uint8 [F, H, W, 3], rounded exactly as diffusers does."""
+    unit = (video[0] * 0.5 + 0.5).clamp(0, 1).float()
+    return (unit * 255).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu()
+
+
+def _num_pixels(shape: GenerationDefaults) -> int:
+    return shape.num_frames * shape.height * shape.width
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _reset_peak_vram(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_vram_gb(device: torch.device) -> float | None:
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+
+
+def _stage(clock: StageClock) -> str:
+    return clock.last.removesuffix("_s")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # The CPU allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _out_of_memory_advice(
+    request: GenerationRequest, options: Options, device: torch.device, clock: StageClock
+) -> str:
+    shape = f"{request.num_frames} frames of {request.height}x{request.width}"
+    message = f"{request.id}: out of memory in {_stage(clock)}, {shape}"
+    advice = []
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory / 1e9
+        message += (
+            f" (offload {options.offload}, peak {_peak_vram_gb(device):.1f} of {total:.1f} GB)"
+        )
+        if options.offload in {"none", "model"}:
+            advice.append("set model.offload to group or sequential")
+        if not options.vae_tiling:
+            advice.append("set model.vae_tiling to true")
+        if advice:
+            advice.append("use mode: optimized with profile: low_memory")
+        advice.append("free the GPU of other programs")
+    if request.allow_untrained_shape:
+        advice.append("ask for fewer or smaller frames")
+    return f"{message}; {', or '.join(advice) or 'use a machine with more memory'}"

@@ -1,0 +1,294 @@
+"""A jobs file as checked requests, with all its problems at once."""
+
+import json
+import math
+import os
+import posixpath
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from fsspec.utils import infer_compression
+from pydantic import ValidationError
+
+from vidgen_ray.config import Config, describe
+from vidgen_ray.generation.jobs_rows import (
+    KINDS,
+    REQUIRED,
+    Fault,
+    Kind,
+    Row,
+    nearest,
+    parse_rows,
+    shown,
+    unknown,
+)
+from vidgen_ray.schema import ID_PATTERN, GenerationRequest, resolve_request
+from vidgen_ray.video_io import read_address
+
+MAX_JOBS_BYTES = 500_000_000  # after decompression
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request and the line it starts on, counted from 1 as editors do."""
+
+    line: int
+    request: GenerationRequest
+
+
+@dataclass(frozen=True)
+class RowProblem:
+    """One thing wrong with the row that starts on `line`.
+
+    `id` is None when the row has no usable one, `field` when the problem is no single field's.
+    """
+
+    line: int
+    id: str | None
+    field: str | None
+    message: str
+
+    def __str__(self) -> str:
+        row = f"line {self.line}" if self.id is None else f"line {self.line} (id {self.id})"
+        return ": ".join(filter(None, [row, self.field, self.message]))
+
+
+@dataclass(frozen=True)
+class JobsFile:
+    """The sound rows in their order, and what is wrong with the others, by line."""
+
+    requests: list[Job]
+    problems: list[RowProblem]
+
+
+def read_jobs(address: str, config: Config) -> JobsFile:
+    """Read the jobs file at a path or fsspec address, plain or compressed.
+
+    The suffix tells the format: .jsonl or .ndjson, .json, .csv; without one, the content does.
+    Relative `image` and `lora` paths count from the file's folder. A row with a problem makes no
+    request; neither does any row of a CSV file whose header is wrong. Raises RequestError for a
+    file that is missing or cannot be read.
+    """
+    name = _without_query(address)
+    data = read_address(
+        address, field="jobs", max_bytes=MAX_JOBS_BYTES, compression=infer_compression(name)
+    )
+    folder = _folder(address)
+    jobs: list[Job] = []
+    problems: list[RowProblem] = []
+    ids: dict[str, tuple[str, int]] = {}
+    for row in parse_rows(data, name):
+        outcome = _judge(row, folder, config, ids)
+        if isinstance(outcome, Job):
+            jobs.append(outcome)
+        else:
+            problems += outcome
+    if not jobs and not problems:
+        advice = "write one job a line, with id, image and prompt"
+        problems.append(RowProblem(1, None, None, f"the file holds no jobs; {advice}"))
+    return JobsFile(jobs, problems)
+
+
+# ------------------------------------------------------------------------------------------ rows
+
+_RULES: dict[Kind, str] = {
+    "text": "must be text",
+    "integer": "must be an integer such as 42",
+    "number": "must be a number such as 6.5",
+    "boolean": "must be true or false",
+    "lora": 'must be a path or {"path": "...", "scale": 1.0}',
+    "object": 'must be an object such as {"desk": "sports"}',
+}
+_TYPES: dict[Kind, tuple[type, ...]] = {
+    "text": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "lora": (str, dict),
+    "object": (dict,),
+}
+_NULLABLE = {"seed", "profile", "lora"}
+_MAX_LEVELS = 50  # pydantic cannot save a record of more than some 250
+_STAND_IN = dict.fromkeys(REQUIRED, "a")  # lets the rest be checked where one is missing
+
+
+def _judge(
+    row: Row, folder: str, config: Config, ids: dict[str, tuple[str, int]]
+) -> Job | list[RowProblem]:
+    faults = list(row.faults)
+    request = None
+    if row.fields or not faults:
+        request, found = _request(row.fields, folder, config)
+        faults += found
+    name = row.fields.get("id")
+    if not (isinstance(name, str) and ID_PATTERN.fullmatch(name)):
+        name = None
+    elif (clash := _clash(name, row.line, ids)) is not None:
+        faults.append(clash)
+    if request is None or faults:
+        return [RowProblem(row.line, name, fault.field, fault.message) for fault in faults]
+    return Job(row.line, request)
+
+
+def _clash(name: str, line: int, ids: dict[str, tuple[str, int]]) -> Fault | None:
+    # Two ids equal but for case are one file on macOS and Windows.
+    first, first_line = ids.setdefault(name.lower(), (name, line))
+    if first_line == line:
+        return None
+    same = "has it" if first == name else f"has {first!r}, the same file where case is ignored"
+    return Fault("id", f"must be unique, but line {first_line} {same}; choose another")
+
+
+def _request(
+    fields: dict[str, Any], folder: str, config: Config
+) -> tuple[GenerationRequest | None, list[Fault]]:
+    """The request, or None and everything wrong with the fields."""
+    faults = [fault for name in fields if (fault := _field_fault(name, fields[name])) is not None]
+    named = fields.keys() | {nearest(name) for name in fields}
+    faults += [Fault(name, "required, but missing") for name in REQUIRED if name not in named]
+    wrong = {fault.field for fault in faults}
+    sound = {name: fields[name] for name in fields if name in KINDS and name not in wrong}
+    sound = {**_STAND_IN, **_with_addresses(sound, folder)}
+    request, found = _resolve(sound, config)
+    if request is None and not {"mode", "profile"} & {_top(fault) for fault in found}:
+        # The rules between fields come last: try them on the fields that are right.
+        for name in map(_top, found):
+            sound.pop(name, None)
+        request, across = _resolve({**_STAND_IN, **sound}, config)
+        found += across
+    faults += found
+    if request is not None and "mode" not in wrong and "profile" not in wrong:
+        faults += _profile_faults(request, config)
+    return (None if faults else request), faults
+
+
+def _field_fault(name: str, value: Any) -> Fault | None:
+    """Why `value` cannot be that of `name`: pydantic would take true for 1 and "5" for 5."""
+    if name not in KINDS:
+        return unknown(name)
+    if value is None and name in _NULLABLE:
+        return None
+    kind = KINDS[name]
+    if not _is_kind(kind, value):
+        return Fault(name, f"{_RULES[kind]}, got {shown(value)}")
+    try:
+        if kind in {"lora", "object"}:
+            if _depth(value) > _MAX_LEVELS:
+                raise RecursionError
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        elif isinstance(value, str):
+            value.encode()
+        elif not math.isfinite(value):
+            raise ValueError
+    except UnicodeEncodeError:
+        return Fault(name, f"must be whole characters, got a lone surrogate in {shown(value)}")
+    except RecursionError:
+        return Fault(name, f"must have at most {_MAX_LEVELS} levels, got more; make it flatter")
+    except (ValueError, OverflowError):
+        return Fault(name, f"must have finite numbers, got {shown(value)}; leave it out instead")
+    return None
+
+
+def _depth(value: Any) -> int:
+    if not isinstance(value, dict | list):
+        return 0
+    children = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(_depth, children), default=0)
+
+
+def _is_kind(kind: Kind, value: Any) -> bool:
+    if isinstance(value, bool):
+        return kind == "boolean"
+    if kind == "integer" and isinstance(value, float):
+        return value.is_integer()
+    if kind == "lora" and isinstance(value, dict):
+        rest = value.keys() - {"path", "scale"}
+        return (
+            not rest
+            and isinstance(value.get("path"), str)
+            and _is_kind("number", value.get("scale", 1.0))
+        )
+    return isinstance(value, _TYPES[kind])
+
+
+def _resolve(
+    fields: dict[str, Any], config: Config
+) -> tuple[GenerationRequest | None, list[Fault]]:
+    try:
+        return resolve_request(fields, config), []
+    except ValidationError as error:
+        parts = (line.partition(": ") for line in describe(error))
+        return None, [Fault(name, message) for name, _, message in parts]
+
+
+def _profile_faults(request: GenerationRequest, config: Config) -> list[Fault]:
+    if request.mode != "optimized" or request.profile in config.profiles:
+        return []
+    got = shown(request.profile)
+    if not config.profiles:
+        return [Fault("profile", f"the configuration has none, got {got}; use mode: baseline")]
+    return [Fault("profile", f"must be one of {sorted(config.profiles)}, got {got}")]
+
+
+def _top(fault: Fault) -> str:
+    return (fault.field or "").partition(".")[0]
+
+
+# ------------------------------------------------------------------------------------- addresses
+
+_HOSTLESS = {"file", "local", "memory", "zip", "tar"}
+
+
+def _with_addresses(fields: dict[str, Any], folder: str) -> dict[str, Any]:
+    """`fields` with `image` and `lora` counted from `folder`."""
+    fields = dict(fields)
+    if "image" in fields:
+        fields["image"] = _join(folder, fields["image"])
+    lora = fields.get("lora")
+    if isinstance(lora, str):
+        fields["lora"] = _join(folder, lora)
+    elif lora is not None:
+        fields["lora"] = {**lora, "path": _join(folder, lora["path"])}
+    return fields
+
+
+def _join(folder: str, path: str) -> str:
+    if not path or "://" in path or path.startswith("~") or os.path.isabs(path):
+        return path
+    if "://" not in folder:
+        return os.path.join(folder, path)
+    before, scheme, rest, after = _split(folder)
+    # The name of a bucket or server comes first, and is no folder to leave.
+    host, _, inner = ("", "", rest) if scheme in _HOSTLESS else rest.partition("/")
+    inner = posixpath.normpath(posixpath.join(f"/{inner}" if host else inner, path))
+    return f"{before}{scheme}://{host}{inner}{after}"
+
+
+def _folder(address: str) -> str:
+    """The folder of a jobs file, absolute, because workers have another working directory."""
+    if "://" not in address:
+        return os.path.dirname(os.path.abspath(os.path.expanduser(address)))
+    before, scheme, rest, after = _split(address)
+    folder = _without_query(f"{scheme}://{rest}").partition("://")[2].rpartition("/")[0]
+    return f"{before}{scheme}://{folder}{after}"
+
+
+def _split(address: str) -> tuple[str, str, str, str]:
+    """What comes before, the scheme and the path of the first link of a chain, what comes after.
+
+    fsspec joins links with `::`: `zip://jobs.csv::s3://bucket/a.zip`, `simplecache::s3://bucket/a`.
+    """
+    links = address.split("::")
+    index = next(index for index, link in enumerate(links) if "://" in link)
+    scheme, _, rest = links[index].partition("://")
+    before = "".join(f"{link}::" for link in links[:index])
+    return before, scheme, rest, "".join(f"::{link}" for link in links[index + 1 :])
+
+
+def _without_query(address: str) -> str:
+    """The path as far as its suffix tells the format: a signed URL goes on after it."""
+    if "://" not in address:
+        return address
+    _, scheme, rest, _ = _split(address)
+    return f"{scheme}://{re.split('[?#]', rest)[0] if scheme in {'http', 'https'} else rest}"

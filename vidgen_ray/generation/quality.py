@@ -1,0 +1,122 @@
+"""The verdict on a clip from its temporal score, with reasons that a person can act on."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from vidgen_ray.config import QualityConfig
+from vidgen_ray.schema import TemporalScore
+
+
+def judge(
+    score: TemporalScore, quality: QualityConfig
+) -> tuple[Literal["accepted", "retry"], list[str]]:
+    """`accepted` and no reasons, or `retry` and every reason there is, the gravest first.
+
+    A measurement that is None (the clip is too short for it) is no reason.
+    """
+    reasons = [reason for reason in _reasons(score, quality) if reason]
+    return ("retry" if reasons else "accepted"), reasons
+
+
+def best_attempt(scores: Sequence[TemporalScore | None]) -> int:
+    """Index of the rejected attempt to keep: a moving clip before a still one, one scene before
+    two, then the steadiest.
+
+    None stands for an attempt that could not be scored, and loses to any other. The earliest of
+    equals wins. `scores` must not be empty.
+    """
+    return max(range(len(scores)), key=lambda index: _worth(scores[index]))
+
+
+def _worth(score: TemporalScore | None) -> tuple[float, ...]:
+    if score is None:
+        return (0.0,)
+    unsteadiness = (score.texture_change or 0.0) + 100 * (score.flicker or 0.0)
+    one_scene = 1 - round(score.cut_strength or 0.0)
+    return 1.0, float(not score.is_static), float(one_scene), score.score / (1 + unsteadiness)
+
+
+def _reasons(score: TemporalScore, quality: QualityConfig) -> list[str | None]:
+    return [
+        _is_still(score, quality),
+        _is_cut(score, quality),
+        _is_disordered(score, quality),
+        _jumps(score, quality),
+        _flickers(score, quality),
+        _boils(score, quality),
+        _wobbles(score, quality),
+    ]
+
+
+def _is_still(score: TemporalScore, quality: QualityConfig) -> str | None:
+    if quality.allow_static:
+        return None
+    if score.is_static:
+        return (
+            f"the picture never changes: {score.changed_fraction:.1%} of it differs at any time, "
+            "so the clip is a still image"
+        )
+    if score.still_fraction > quality.max_still_fraction:
+        return (
+            f"the picture stands still for {score.still_fraction:.0%} of the clip without a "
+            f"break, above {quality.max_still_fraction:.0%}: the motion freezes"
+        )
+    return None
+
+
+def _is_cut(score: TemporalScore, quality: QualityConfig) -> str | None:
+    if score.cut_strength is None or score.cut_strength <= quality.max_cut_strength:
+        return None
+    return (
+        f"cut strength {score.cut_strength:.2f} is above {quality.max_cut_strength:g}: "
+        "the picture changes to another one between two frames"
+    )
+
+
+def _is_disordered(score: TemporalScore, quality: QualityConfig) -> str | None:
+    if score.disorder is None or score.motion_coherence is None:
+        return None
+    # Fast motion leaves neighbours as far apart as any two frames, but it keeps its direction.
+    disorder = score.disorder - score.motion_coherence / 2
+    if disorder <= quality.max_disorder:
+        return None
+    return (
+        f"disorder {disorder:.2f} is above {quality.max_disorder:g}: neighbouring frames are as "
+        "unlike as distant ones, as if they were out of order"
+    )
+
+
+def _jumps(score: TemporalScore, quality: QualityConfig) -> str | None:
+    if score.score >= quality.min_temporal_score:
+        return None
+    return (
+        f"score {score.score:.2f} is below {quality.min_temporal_score:g}: "
+        "the motion jumps to and fro between frames"
+    )
+
+
+def _flickers(score: TemporalScore, quality: QualityConfig) -> str | None:
+    if score.flicker is None or score.flicker <= quality.max_flicker:
+        return None
+    return (
+        f"brightness flickers by {score.flicker:.1%} a frame, above {quality.max_flicker:.1%}: "
+        "frames differ in exposure from both neighbours"
+    )
+
+
+def _boils(score: TemporalScore, quality: QualityConfig) -> str | None:
+    if score.texture_change is None or score.texture_change <= quality.max_texture_change:
+        return None
+    return (
+        f"texture changes by {score.texture_change:.1f} grey levels a frame, above "
+        f"{quality.max_texture_change:g}: noise or boiling texture all over the picture"
+    )
+
+
+def _wobbles(score: TemporalScore, quality: QualityConfig) -> str | None:
+    if score.wobble_px is None or score.wobble_px <= quality.max_wobble_px:
+        return None
+    return (
+        f"the picture wobbles by {score.wobble_px:.2f} px a frame, above "
+        f"{quality.max_wobble_px:g}: its parts move to and fro all over it"
+    )

@@ -1,0 +1,57 @@
+"""Wall-clock seconds of each stage of a clip, with the device's queue drained at its borders."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+class StageClock:
+    """Adds up seconds by stage name. A stage inside another counts once, for the inner one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last: str = "start"
+        self._device = device
+        self._open: list[str] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block as `name`, a field of `StageTimes`."""
+        self.last = name
+        self._open.append(name)
+        start = self._now()
+        try:
+            yield
+        finally:
+            elapsed = self._now() - start
+            self._open.pop()
+            self._add(name, elapsed)
+            if self._open:
+                self._add(self._open[-1], -elapsed)
+                self.last = self._open[-1]
+
+    @contextmanager
+    def stage_of(self, owner: Any, method: str, name: str) -> Iterator[None]:
+        """Within the context, every call of `owner.method` is timed as `name`."""
+        original = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.stage(name):
+                return original(*args, **kwargs)
+
+        setattr(owner, method, timed)
+        try:
+            yield
+        finally:
+            delattr(owner, method)
+
+    def _add(self, name: str, elapsed: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()

@@ -1,0 +1,79 @@
+"""Learned positions for a shape the checkpoint was not trained for.
+
+diffusers refuses another frame size outright, and for another number of frames silently puts
+sinusoids in the place of the learned table. Here the learned table is resampled instead: cut in
+time, stretched in space. It is a stopgap, recorded with the clip; the model never saw it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from safetensors import safe_open
+from torch.nn import functional
+
+from vidgen_ray.model.checkpoint import Checkpoint
+
+_TABLE = "patch_embed.pos_embedding"
+
+
+@contextmanager
+def positions_for(
+    transformer: CogVideoXTransformer3DModel,
+    checkpoint: Checkpoint,
+    num_frames: int,
+    height: int,
+    width: int,
+) -> Iterator[None]:
+    """Within the context the transformer takes clips of this shape, in frames and pixels."""
+    trained = (checkpoint.num_frames, checkpoint.height, checkpoint.width)
+    embed = transformer.patch_embed
+    if (num_frames, height, width) == trained or not embed.use_learned_positional_embeddings:
+        yield
+        return
+    table = _resample(_read_table(checkpoint), transformer, num_frames, height // 16, width // 16)
+
+    def resampled(*_shape: int, device: torch.device) -> torch.Tensor:
+        return table.to(device)
+
+    # diffusers computes positions with this method wherever a shape is not the trained one.
+    embed._get_positional_embeddings = resampled
+    embed.use_learned_positional_embeddings = False
+    was_fixed, embed.use_positional_embeddings = embed.use_positional_embeddings, True
+    try:
+        yield
+    finally:
+        embed.use_positional_embeddings = was_fixed
+        embed.use_learned_positional_embeddings = True
+        del embed._get_positional_embeddings
+
+
+def _read_table(checkpoint: Checkpoint) -> torch.Tensor:
+    for path in sorted((checkpoint.folder / "transformer").glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            if _TABLE in file.keys():  # noqa: SIM118 (not a mapping)
+                table: torch.Tensor = file.get_tensor(_TABLE)
+                return table
+    raise KeyError(_TABLE)
+
+
+def _resample(
+    table: torch.Tensor,
+    transformer: CogVideoXTransformer3DModel,
+    num_frames: int,
+    rows: int,
+    columns: int,
+) -> torch.Tensor:
+    """Table [1, text + T*H*W, D] of the trained shape -> [1, text + t*rows*columns, D]."""
+    config = transformer.config
+    trained_rows = config.sample_height // config.patch_size
+    trained_columns = config.sample_width // config.patch_size
+    text, video = table.float().tensor_split([config.max_text_seq_length], dim=1)
+    grid = video.reshape(1, -1, trained_rows, trained_columns, video.shape[-1])
+    num_latent_frames = (num_frames - 1) // config.temporal_compression_ratio + 1
+    kept = grid[:, :num_latent_frames].permute(0, 4, 1, 2, 3)
+    size = (num_latent_frames, rows, columns)
+    resampled = functional.interpolate(kept, size, mode="trilinear", align_corners=False)
+    video = resampled.permute(0, 2, 3, 4, 1).flatten(1, 3)
+    return torch.cat([text, video], dim=1).to(table.dtype)

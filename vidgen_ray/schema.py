@@ -1,0 +1,301 @@
+"""What travels through the system: a request, the video made of it, its score and its record."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from vidgen_ray.config import Config, Dtype, GenerationDefaults, Section
+
+Verdict = Literal["accepted", "retry", "needs_review"]
+Status = Literal["accepted", "needs_review", "failed", "quarantined"]
+
+ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
+
+# Files of the output folder that are not records: no clip may take their names.
+RESERVED_IDS = frozenset({"status", "summary"})
+
+
+class GenerationRequest(GenerationDefaults):
+    """One clip to make, every field effective. `image` is a path or any fsspec address."""
+
+    id: str
+    image: str = Field(min_length=1)
+    prompt: str = Field(min_length=1, max_length=10_000)
+    seed: int = Field(ge=0, lt=2**63)
+    metadata: dict[str, Any] = {}
+
+    @field_validator("id")
+    @classmethod
+    def _id_is_a_file_name(cls, value: str) -> str:
+        if not ID_PATTERN.fullmatch(value):
+            raise ValueError(
+                "must be 1 to 120 letters, digits, '.', '_' or '-', starting with a letter or "
+                f"digit, because it names files; got {value!r}"
+            )
+        if value.lower() in RESERVED_IDS:
+            raise ValueError(f"must not be one of {sorted(RESERVED_IDS)}, got {value!r}")
+        return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_says_something(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must say what happens in the clip, got only white space")
+        return value
+
+    @model_validator(mode="after")
+    def _profile_needs_optimized_mode(self) -> "GenerationRequest":
+        if self.mode == "baseline" and self.profile is not None:
+            raise ValueError(
+                f"profile: {self.profile!r} needs mode: optimized; set it or leave profile out"
+            )
+        return self
+
+
+def resolve_request(fields: Mapping[str, Any], config: Config) -> GenerationRequest:
+    """The effective request for `fields`, which hold only what the user set.
+
+    Precedence: field > command line > profile > configuration file > default. A seed left out is
+    derived from the id, so that a rerun makes the same clip. Raises pydantic.ValidationError.
+    """
+    merged = {**config.generation.model_dump(), **config.pinned, **fields}
+    if merged["mode"] == "optimized":
+        merged["profile"] = merged["profile"] or config.default_profile
+        if merged["profile"] in config.profiles:
+            steps = config.profiles[merged["profile"]].num_inference_steps
+            if steps is not None and "num_inference_steps" not in {*config.pinned, *fields}:
+                merged["num_inference_steps"] = steps
+    if merged.get("seed") is None:
+        merged["seed"] = derive_seed(str(merged.get("id", "")))
+    return GenerationRequest.model_validate(merged)
+
+
+def derive_seed(text: str) -> int:
+    """A seed below 2**31 that depends on `text` alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def attempt_seed(seed: int, attempt: int) -> int:
+    """The seed of an attempt, counted from 1; the first one uses the request's own."""
+    return seed if attempt == 1 else derive_seed(f"{seed}/{attempt}")
+
+
+@dataclass(frozen=True)
+class Video:
+    """Pixels: `frames` is uint8 [num_frames, height, width, 3] in RGB order, at `fps` a second."""
+
+    frames: np.ndarray
+    fps: float
+
+
+class StageTimes(Section):
+    """Seconds spent in each stage of a clip; None for a stage that did not run.
+
+    `load_s` is the time to load weights, and counts on the clip that had to wait for it only.
+    """
+
+    load_s: float | None = None
+    text_s: float | None = None
+    image_encode_s: float | None = None
+    denoise_s: float | None = None
+    decode_s: float | None = None
+    score_s: float | None = None
+    save_s: float | None = None
+
+
+class TemporalScore(Section):
+    """How a clip behaves over time: measured by `generation/scoring.py`, judged by `quality.py`.
+
+    `score` is the variance of Dual TV-L1 flow, made a number in [0, 1] by an exponential. The flow
+    says how a pixel of frame t came (v_in) and how it goes on (v_out); over all valid pixels
+
+        score = exp(-variance_weight * motion_variance)
+        motion_variance = sum |v_out - v_in|^2 / 4 / sum((|v_in|^2 + |v_out|^2) / 2 + floor^2)
+
+    It is the variance of flow magnitude with its sign along the path, relative to the motion: even
+    motion scores 1 however fast it is, motion that turns at random has variance 0.5, motion that
+    turns back every frame 1. Constants are in `parameters`. The score cannot see flicker or new
+    texture: the fields below can. Lengths are px of a picture 480 px high, brightness is in grey
+    levels of 255, and a field is None where the clip is too short or nothing could be matched.
+    """
+
+    score: float = Field(ge=0.0, le=1.0)
+    motion_variance: float | None
+    motion_coherence: float | None  # of blocks, from frame to frame: 1 goes on, -1 turns back
+    mean_flow_px: float
+    flow_acceleration: float | None  # mean |v_out - v_in|, px a frame
+    wobble_px: float | None  # of parts of the picture to and fro, all over it
+    warp_error: float | None  # mean |I(t) - I(t+1) warped onto it| over valid pixels, grey levels
+    valid_fraction: float  # of pixels whose forward and backward flow agree
+    flicker: float | None  # of a frame's brightness against both neighbours; 0.1 is 10 %
+    texture_change: float | None  # of its detail likewise, as grey levels of per-pixel noise
+    frame_difference: float  # mean |I(t+1) - I(t)|, grey levels
+    disorder: float | None  # distance of neighbouring frames over that of any two: shuffled is 1
+    cut_strength: float | None  # of the worst step: 0 none, 1 nothing of the picture goes on
+    changed_fraction: float  # of the picture that changes at any time
+    still_fraction: float  # of the clip, the longest stretch in which nothing changes
+    is_static: bool
+    parameters: dict[str, float | int | str | bool] = {}
+
+
+class ImageRecord(Section):
+    """The conditioning image as it was read: size in pixels after EXIF orientation."""
+
+    path: str
+    sha256: str
+    width: int
+    height: int
+
+
+class ModelRecord(Section):
+    """The weights that made the clip. `trained` is False for weights made for trying out."""
+
+    checkpoint: str
+    fingerprint: str
+    trained: bool
+    dtype: Dtype
+    scheduler: str
+    offload: str
+    vae_tiling: bool
+    bf16_fallback: bool = False
+
+
+class AdapterRecord(Section):
+    """The LoRA adapter that acted on the clip."""
+
+    path: str
+    sha256: str
+    scale: float
+
+
+class ArtifactRecord(Section):
+    """The video file beside the record."""
+
+    filename: str
+    sha256: str
+    size_bytes: int
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+    codec: str
+
+
+class AttemptRecord(Section):
+    """One try at a clip, kept or not."""
+
+    attempt: int
+    seed: int
+    temporal_score: float | None
+    verdict: Verdict
+
+
+class ErrorRecord(Section):
+    """Why there is no clip: the error's class and its message, and the stage it happened in."""
+
+    kind: str
+    message: str
+    stage: str
+
+
+class GenerationRecord(Section):
+    """Everything known about one id of a batch: a line of `manifest.jsonl`, and `<id>.json`.
+
+    The record is written last: a clip without one does not exist. `content_hash` covers the
+    request, the image's bytes, model, adapter and profile options, not where or how wide it ran.
+    """
+
+    id: str
+    status: Status
+    content_hash: str
+    request: GenerationRequest | None
+    seed: int | None = None
+    attempt: int | None = None
+    attempts: list[AttemptRecord] = []
+    image: ImageRecord | None = None
+    model: ModelRecord | None = None
+    adapter: AdapterRecord | None = None
+    artifact: ArtifactRecord | None = None
+    stages: StageTimes = StageTimes()
+    peak_vram_gb: float | None = None
+    score: TemporalScore | None = None
+    reasons: list[str] = []
+    error: ErrorRecord | None = None
+    device: str | None = None
+    versions: dict[str, str] = {}
+    created_at: datetime
+    run_id: str
+
+
+class BatchSummary(Section):
+    """One run of a batch in figures: `summary.json`, and the head of the report.
+
+    Counts are of ids over the whole jobs file, `made` of clips generated by this run alone
+    (every attempt counts). `clips_per_hour` and the medians are over the clips of this run.
+    """
+
+    run_id: str
+    config: str
+    started_at: datetime
+    finished_at: datetime
+    wall_s: float
+    total: int
+    accepted: int
+    needs_review: int
+    failed: int
+    quarantined: int
+    pending: int
+    made: int
+    clips_per_hour: float | None = None
+    median_stages: StageTimes = StageTimes()
+    median_temporal_score: float | None = None
+    peak_vram_gb: float | None = None
+    devices: list[str] = []
+    model: ModelRecord | None = None
+    versions: dict[str, str] = {}
+
+
+class RunningClip(Section):
+    """A clip in work: where, and how far its denoising is. VRAM in units of 1e9 bytes."""
+
+    id: str
+    stage: str
+    node: str
+    pid: int
+    step: int
+    num_steps: int
+    vram_gb: float | None
+
+
+class RunStatus(Section):
+    """`status.json`: a run as it stands, rewritten while it goes on.
+
+    `pid_started_at` tells a live driver from another process with its number.
+    """
+
+    run_id: str
+    state: Literal["running", "finished", "interrupted", "failed"]
+    host: str
+    pid: int
+    pid_started_at: float
+    started_at: datetime
+    updated_at: datetime
+    total: int
+    accepted: int
+    needs_review: int
+    failed: int
+    quarantined: int
+    pending: int
+    made: int
+    clips_per_hour: float | None = None
+    eta_s: float | None = None
+    vram_gb: float | None = None
+    running: list[RunningClip] = []
+    error: str | None = None
+    exit_code: int | None = None
