@@ -40,3 +40,32 @@ def tiny_overrides(tiny_folder: Path) -> dict[str, object]:
         "generation.width": 96,
         "generation.num_inference_steps": 3,
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA folder for the tiny checkpoint, in the form that trainers export."""
+    import torch
+    from diffusers import CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    torch.manual_seed(0)
+    transformer = CogVideoXTransformer3DModel.from_pretrained(tiny_folder / "transformer")
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    transformer.add_adapter(LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+    folder = tmp_path_factory.mktemp("adapters") / "press"
+    CogVideoXImageToVideoPipeline.save_lora_weights(
+        folder, transformer_lora_layers=get_peft_model_state_dict(transformer)
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():  # type: ignore[no-untyped-def]
+    """One local Ray for all tests of a session that need one."""
+    import ray
+
+    from vidgen_ray.distributed.cluster import connected
+
+    with connected("local"):
+        yield ray

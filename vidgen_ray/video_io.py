@@ -341,6 +341,8 @@ VIDEO_FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,gif,ogg,asf,mxf,ivf,h264,hevc,obu,dv,"
     "yuv4mpegpipe"
 )
+# Tags in other encodings than UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
+_LENIENT_TAGS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED, which PyAV does not name
 _X86 = {"x86_64", "AMD64"}
 # Exact arithmetic, so that pixels do not depend on the CPU's instruction set.
@@ -405,7 +407,7 @@ def _encode(path: Path, video: Video, crf: int, comment: str | None) -> None:
 def _decode_video(file: IO[bytes], name: str, max_frames: int | None, field: str) -> Video:
     try:
         options = {"format_whitelist": VIDEO_FORMATS}
-        with av.open(file, "r", container_options=options, metadata_errors="replace") as container:
+        with av.open(file, "r", container_options=options, **_LENIENT_TAGS) as container:
             stream = _video_stream(container, name, field)
             stream.thread_type = "AUTO"
             _check_whole(container, stream)

@@ -201,9 +201,7 @@ def test_an_allowed_untrained_shape_is_made_and_leaves_no_trace(
         allow_untrained_shape=True,
     )
     assert engine.generate(request).video.frames.shape == (*shape, 3)
-    np.testing.assert_array_equal(
-        before, engine.generate(make_request(config, photo)).video.frames
-    )
+    np.testing.assert_array_equal(before, engine.generate(make_request(config, photo)).video.frames)
 
 
 def test_a_prompt_that_the_model_would_cut_is_refused(

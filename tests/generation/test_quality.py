@@ -40,8 +40,8 @@ def test_steady_clip_is_accepted_without_reasons() -> None:
     [
         ({"score": 0.41}, "score 0.41 is below 0.6: the motion jumps"),
         ({"flicker": 0.071}, "brightness flickers by 7.1% a frame"),
-        ({"wobble_px": 0.31}, "the picture wobbles by 0.31 px a frame"),
-        ({"texture_change": 6.2}, "texture changes by 6.2 grey levels"),
+        ({"wobble_px": 0.31}, "wobbles by 0.31 px a frame"),
+        ({"texture_change": 6.2}, "changes by 6.2 grey levels"),
         ({"disorder": 1.0, "motion_coherence": 0.0}, "out of order"),
         ({"cut_strength": 0.8}, "changes to another one between two frames"),
         ({"is_static": True, "changed_fraction": 0.0}, "never changes"),
@@ -58,6 +58,12 @@ def test_each_defect_is_rejected_in_plain_words(measured: dict[str, object], wor
 def test_every_defect_is_named() -> None:
     _, reasons = judge(clip(score=0.2, flicker=0.2, texture_change=9.0), QualityConfig())
     assert len(reasons) == 3
+
+
+def test_texture_change_and_wobble_share_one_limit() -> None:
+    for measured in ({"texture_change": 2.0}, {"wobble_px": 0.06}):
+        assert judge(clip(**measured), QualityConfig())[0] == "accepted"
+    assert judge(clip(texture_change=2.0, wobble_px=0.06), QualityConfig())[0] == "retry"
 
 
 def test_fast_motion_that_keeps_its_direction_is_not_disorder() -> None:

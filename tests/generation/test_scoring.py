@@ -136,10 +136,10 @@ BROKEN: dict[str, tuple[Callable[[], np.ndarray], str]] = {
     "shuffled figure": (lambda: shuffled(still_camera()), "out of order"),
     "alternating flicker": (lambda: flickering(pan(), True), "brightness flickers"),
     "random flicker": (lambda: flickering(still_camera(), False), "brightness flickers"),
-    "noise on a pan": (lambda: noisy(pan(), 12), "texture changes"),
-    "noise on a still camera": (lambda: noisy(still_camera(), 12), "texture changes"),
-    "fine boiling": (lambda: boiling(pan(), 4), "texture changes"),
-    "coarse boiling": (lambda: boiling(pan(), 12), "texture changes"),
+    "noise on a pan": (lambda: noisy(pan(), 12), "texture boils, or is noise"),
+    "noise on a still camera": (lambda: noisy(still_camera(), 12), "texture boils, or is noise"),
+    "fine boiling": (lambda: boiling(pan(), 4), "texture boils, or is noise"),
+    "coarse boiling": (lambda: boiling(pan(), 12), "texture boils, or is noise"),
     "cut in the middle": (lambda: cut(pan(), 8), "changes to another one"),
     "early cut": (lambda: cut(still_camera(), 4), "changes to another one"),
     "frozen": (lambda: frozen(pan()), "never changes"),
@@ -219,6 +219,12 @@ def test_one_frame_is_refused_with_the_fix() -> None:
 def test_wrong_pixels_are_refused(frames: np.ndarray) -> None:
     with pytest.raises(RequestError, match="must be"):
         score(frames)
+
+
+def test_long_clip_measured_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = score(still_camera())
+    monkeypatch.setattr(scoring, "CHUNK", 5)
+    assert score(still_camera()) == whole
 
 
 def test_record_holds_what_reproduces_the_score() -> None:

@@ -14,16 +14,18 @@ from diffusers import (
     CogVideoXImageToVideoPipeline,
 )
 
-from vidgen_ray.config import Dtype, ModelConfig, Offload, Profile, Scheduler
+from vidgen_ray.config import Dtype, ModelConfig, Profile, Scheduler
 from vidgen_ray.model.checkpoint import Checkpoint
 
 EffectiveOffload = Literal["none", "model", "sequential", "group"]
 
-# Working memory in bytes a pixel of the clip at 16 bits, beside the weights: measured on the full
-# size at 49x480x720 (see docs/benchmarks.md). Decoding is the peak, and what tiling reduces.
-_DECODE_BYTES = 980
-_TILED_BYTES = 300
+# Working memory in bytes a pixel of the clip at 16 bits, beside the weights: measured at full size
+# (docs/benchmarks.md). Denoising and tiled decoding take about as much, decoding whole the most.
+_WORK_BYTES = 250
+_WHOLE_DECODE_BYTES = 950
 _MARGIN = 1.05
+# transformers keeps a fifth of T5 in float32 where the rest is in float16.
+_T5_FP16_FACTOR = 1.21
 
 
 @dataclass(frozen=True)
@@ -116,18 +118,33 @@ def _enable_tiling(pipeline: CogVideoXImageToVideoPipeline) -> None:
 def _placement(
     model: ModelConfig, checkpoint: Checkpoint, num_pixels: int, free_bytes: int
 ) -> tuple[EffectiveOffload, bool]:
-    num_bytes = torch.finfo(getattr(torch, model.dtype)).bits // 8
-    weights = {part: count * num_bytes for part, count in checkpoint.num_parameters.items()}
-    resident = {"none": sum(weights.values()), "model": max(weights.values()), "group": 0}
-    work = {False: _DECODE_BYTES, True: _TILED_BYTES}
+    """The first offload and tiling, from fast to small, whose estimated peak fits."""
+    offloads: list[EffectiveOffload] = ["none", "model", "group", "sequential"]
+    if model.offload != "auto":
+        offloads = [model.offload]
     tilings = [False, True] if model.vae_tiling == "auto" else [model.vae_tiling]
-    offloads: list[Offload] = (
-        ["none", "model", "group"] if model.offload == "auto" else [model.offload]
-    )
-    for offload in offloads:
-        for vae_tiling in tilings:
-            work_bytes = work[vae_tiling] * num_pixels * num_bytes // 2
-            if _MARGIN * (resident.get(offload, 0) + work_bytes) <= free_bytes:
-                return offload, vae_tiling  # type: ignore[return-value]
-    last = "sequential" if model.offload == "auto" else model.offload
-    return last, tilings[-1]  # type: ignore[return-value]
+    choices = [(offload, vae_tiling) for offload in offloads for vae_tiling in tilings]
+    for offload, vae_tiling in choices:
+        peak = _peak_bytes(model.dtype, checkpoint, num_pixels, offload, vae_tiling)
+        if _MARGIN * peak <= free_bytes:
+            return offload, vae_tiling
+    return choices[-1]
+
+
+def _peak_bytes(
+    dtype: Dtype,
+    checkpoint: Checkpoint,
+    num_pixels: int,
+    offload: EffectiveOffload,
+    vae_tiling: bool,
+) -> float:
+    num_bytes = torch.finfo(getattr(torch, dtype)).bits // 8
+    weights = {part: count * num_bytes for part, count in checkpoint.num_parameters.items()}
+    text_encoder = weights["text_encoder"] * (_T5_FP16_FACTOR if dtype == "float16" else 1)
+    denoising = _WORK_BYTES * num_pixels * num_bytes / 2
+    decoding = denoising if vae_tiling else _WHOLE_DECODE_BYTES * num_pixels * num_bytes / 2
+    if offload == "none":
+        return weights["transformer"] + weights["vae"] + text_encoder + max(denoising, decoding)
+    if offload == "model":
+        return max(text_encoder, weights["transformer"] + denoising, weights["vae"] + decoding)
+    return weights["vae"] + max(denoising, decoding)

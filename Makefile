@@ -1,0 +1,38 @@
+# make run    generate the sample clips with the embedded model
+# make test   run the tests        make check   what CI runs
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUTPUT ?= outputs/samples
+
+.PHONY: run test check setup setup-dev lint clean
+
+run: setup
+	@$(BIN)/vidgen batch data/samples/jobs.jsonl --config nano --output $(OUTPUT); \
+	code=$$?; if [ $$code -eq 0 ] || [ $$code -eq 3 ]; then exit 0; else exit $$code; fi
+
+test: setup-dev
+	$(BIN)/pytest -m "not slow and not gpu and not chaos" $(ARGS)
+
+check: setup-dev lint
+	$(BIN)/pytest -m "not gpu" $(ARGS)
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: $(VENV)/.installed
+setup-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/setup.sh
+	@PYTHON=$(PYTHON) VENV=$(VENV) scripts/setup.sh .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt scripts/setup.sh
+	@PYTHON=$(PYTHON) VENV=$(VENV) scripts/setup.sh ".[dev]"
+	@touch $(VENV)/.installed $@
+
+clean:
+	rm -rf $(VENV) outputs build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,74 @@
+"""`auto` picks the fastest placement that fits the free VRAM, as measured at full size."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from vidgen_ray.config import ModelConfig, Profile, load_config
+from vidgen_ray.model.acceleration import choose_options, requested_options
+from vidgen_ray.model.checkpoint import Checkpoint
+
+FULL_SIZE = {"transformer": 5_570_283_072, "vae": 215_583_907, "text_encoder": 4_762_310_656}
+NUM_PIXELS = 49 * 480 * 720
+
+
+@pytest.fixture
+def full_size(tmp_path: Path) -> Checkpoint:
+    """A folder with the headers of the 5B's files, and none of its weights."""
+    for part, count in FULL_SIZE.items():
+        header = {"w": {"dtype": "F16", "shape": [count], "data_offsets": [0, 2 * count]}}
+        text = json.dumps(header).encode()
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    return Checkpoint("5b", tmp_path, 49, 480, 720, True, None)
+
+
+@pytest.mark.parametrize(
+    ("free_gb", "offload", "vae_tiling"),
+    [
+        (140, "none", False),
+        (42, "none", False),
+        (32, "none", True),
+        (24, "model", False),
+        (16.5, "model", True),
+        (12, "group", True),
+        (2, "sequential", True),
+    ],
+)
+def test_auto_offload_goes_by_the_free_vram(
+    full_size: Checkpoint, free_gb: float, offload: str, vae_tiling: bool
+) -> None:
+    device = torch.device("cuda")
+    free_bytes = int(free_gb * 1e9)
+    options = choose_options(ModelConfig(), full_size, device, NUM_PIXELS, free_bytes)
+    assert (options.offload, options.vae_tiling) == (offload, vae_tiling)
+
+
+def test_what_is_set_is_not_chosen(full_size: Checkpoint) -> None:
+    model = ModelConfig(offload="sequential", vae_tiling=False)
+    options = choose_options(model, full_size, torch.device("cuda"), NUM_PIXELS, int(140e9))
+    assert (options.offload, options.vae_tiling) == ("sequential", False)
+
+
+def test_a_cpu_has_nothing_to_offload(full_size: Checkpoint) -> None:
+    model = ModelConfig(offload="group", vae_tiling=True)
+    options = choose_options(model, full_size, torch.device("cpu"), NUM_PIXELS)
+    assert (options.offload, options.vae_tiling) == ("none", True)
+
+
+def test_a_profile_replaces_only_what_it_names() -> None:
+    model = ModelConfig(offload="model", scheduler="ddim")
+    assert requested_options(model, None) == model
+    assert requested_options(model, Profile(num_inference_steps=3)) == model
+    changed = requested_options(model, Profile(scheduler="dpm"))
+    assert changed == ModelConfig(offload="model", scheduler="dpm")
+
+
+def test_the_shipped_low_memory_profile_fits_a_small_card(full_size: Checkpoint) -> None:
+    config = load_config("cogvideox_5b_i2v")
+    model = requested_options(config.model, config.profiles["low_memory"])
+    options = choose_options(model, full_size, torch.device("cuda"), NUM_PIXELS, int(12e9))
+    assert (options.offload, options.vae_tiling) == ("group", True)
