@@ -1,4 +1,4 @@
-"""Seconds and VRAM of every placement of a full-size checkpoint: the figures behind `offload: auto`.
+"""Seconds and VRAM of every placement of a full-size checkpoint, behind `offload: auto`.
 
 python -m vidgen_ray.model.untrained cogvideox_5b_i2v CHECKPOINT --device cuda
 python benchmarks/placements.py CHECKPOINT IMAGE

@@ -72,6 +72,7 @@ def batch(
     128 + n stopped by signal n.
     """
     from vidgen_ray.distributed.batch import BatchArguments, run_batch
+    from vidgen_ray.distributed.cluster import native_log
 
     overrides = _overrides(settings, mode, profile, lora, lora_scale, num_inference_steps, offload)
     arguments = BatchArguments(
@@ -83,7 +84,9 @@ def batch(
         retry_failed=retry_failed,
         ray_address=address or os.environ.get("RAY_ADDRESS"),
     )
-    raise typer.Exit(run_batch(arguments, _console))
+    with native_log():
+        exit_code = run_batch(arguments, _console)
+    raise typer.Exit(exit_code)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""On a GPU: every placement makes the same clip, adapters included, and running out is one error."""
+"""On a GPU every placement makes the same clip, and running out of memory is one error."""
 
 from pathlib import Path
 

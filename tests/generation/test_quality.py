@@ -70,6 +70,10 @@ def test_fast_motion_that_keeps_its_direction_is_not_disorder() -> None:
     assert judge(clip(disorder=0.95, motion_coherence=0.8), QualityConfig())[0] == "accepted"
 
 
+def test_drawings_that_alternate_are_not_disorder() -> None:
+    assert judge(clip(disorder=1.34, motion_coherence=0.0), QualityConfig())[0] == "accepted"
+
+
 def test_what_could_not_be_measured_is_no_reason() -> None:
     short = clip(
         motion_variance=None,

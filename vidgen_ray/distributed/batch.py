@@ -24,7 +24,7 @@ from vidgen_ray.distributed.board import start_board
 from vidgen_ray.distributed.cluster import connected, pool_size
 from vidgen_ray.distributed.intake import CheckedJob, take_in
 from vidgen_ray.distributed.progress import RunProgress, claim
-from vidgen_ray.distributed.stages import Run, first_row, read, save, score
+from vidgen_ray.distributed.stages import Row, Run, first_row, read, save, score
 from vidgen_ray.distributed.worker import Generate
 from vidgen_ray.errors import EngineError, Interrupted, RequestError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
@@ -144,7 +144,7 @@ def _run_pass(
     waiting = {attempt.job.request.id: attempt for attempt in todo}
     wanted = []
     num_failures = 0
-    for row in _dataset(todo, run).iter_rows():
+    for row in _rows_at_once(_dataset(todo, run)):
         if row["fatal"]:
             raise EngineError(row["fatal"])
         record = GenerationRecord.model_validate_json(row["record"])
@@ -184,6 +184,12 @@ def _dataset(todo: list[Attempt], run: Run) -> ray.data.Dataset:
         .map(score, fn_args=(run,), num_cpus=batch.num_cpus_per_score)
         .map(save, fn_args=(run,), num_cpus=batch.num_cpus_per_score)
     )
+
+
+def _rows_at_once(dataset: ray.data.Dataset) -> Iterator[Row]:
+    """Rows as they are done: `iter_rows` would hold each back until the next is there."""
+    for table in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+        yield from table.to_pylist()
 
 
 def _plan(

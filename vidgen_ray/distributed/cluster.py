@@ -2,9 +2,12 @@
 
 import logging
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 from ray.data import DataContext
@@ -51,6 +54,28 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def native_log() -> Iterator[Path]:
+    """Within the context what Ray's C++ core says to stderr goes to the file that is yielded.
+
+    It is written for Ray's developers, and comes once a second when a process was lost. Python's
+    own stderr stays where it was. The file is removed unless the context ends with an error.
+    """
+    path = Path(tempfile.gettempdir()) / f"vidgen-ray-{os.getpid()}.log"
+    sys.stderr.flush()
+    terminal, python_stderr = os.dup(2), sys.stderr
+    with path.open("wb") as file, os.fdopen(os.dup(terminal), "w", buffering=1) as ours:
+        os.dup2(file.fileno(), 2)
+        sys.stderr = ours
+        try:
+            yield path
+        finally:
+            sys.stderr = python_stderr
+            os.dup2(terminal, 2)
+            os.close(terminal)
+    path.unlink()
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ _POLL_S = 0.5
 _WRITE_S = 3.0
 _LINE_S = 30.0
 _STALE_S = 120.0
+_SILENCE_S = 30.0
 
 
 class RunProgress:
@@ -68,6 +69,7 @@ class RunProgress:
         self._activities: list[Activity] = []
         self._peak_vram_gb: float | None = None
         self._board: Any = None
+        self._heard = time.monotonic()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._changed = True
@@ -85,6 +87,7 @@ class RunProgress:
     def follow(self, board: Any) -> None:
         """Poll this board from now on."""
         self._board = board
+        self._heard = time.monotonic()
 
     def add(self, record: GenerationRecord, *, final: bool) -> None:
         """Count an attempt; a final one is the id's record. Raises ArtifactError when the
@@ -141,7 +144,7 @@ class RunProgress:
             clips_per_hour=rate,
             eta_s=counts["pending"] / rate * 3600 if rate else None,
             vram_gb=self._vram_gb(),
-            running=[_running(entry) for entry in self._activities] if state == "running" else [],
+            running=[] if state == "finished" else [_running(entry) for entry in self._activities],
             error=error,
             exit_code=exit_code,
         )
@@ -220,10 +223,25 @@ class RunProgress:
         try:
             self._activities = ray.get(self._board.activities.remote(), timeout=5)
         except ray.exceptions.RayError:
-            return  # the board comes back; the display waits
+            # A board whose node died comes back; one that does not means that Ray is gone.
+            if time.monotonic() - self._heard > _SILENCE_S:
+                self._give_up()
+            return
+        self._heard = time.monotonic()
         vram_gb = self._vram_gb()
         if vram_gb is not None:
             self._peak_vram_gb = max(vram_gb, self._peak_vram_gb or 0.0)
+
+    def _give_up(self) -> None:
+        """End the process: without Ray the driver's own thread would wait forever."""
+        error = (
+            f"Ray has not answered for {_SILENCE_S:.0f} s; it was killed, or its head is lost. "
+            "Run the same command again: finished clips are kept"
+        )
+        self.write_status("failed", error, exit_code=1)
+        self._console.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
+        self._console.file.flush()
+        os._exit(1)
 
     def _vram_gb(self) -> float | None:
         used = [entry.vram_gb for entry in self._activities if entry.vram_gb is not None]

@@ -6,6 +6,8 @@ from typing import Literal
 from vidgen_ray.config import QualityConfig
 from vidgen_ray.schema import TemporalScore
 
+ALTERNATING_DISORDER = 1.25  # chance gives 1, and 1.2 at most to a shuffled clip of 20 frames
+
 
 def judge(
     score: TemporalScore, quality: QualityConfig
@@ -77,7 +79,8 @@ def _is_disordered(score: TemporalScore, quality: QualityConfig) -> str | None:
         return None
     # Fast motion leaves neighbours as far apart as any two frames, but it keeps its direction.
     disorder = score.disorder - score.motion_coherence / 2
-    if disorder <= quality.max_disorder:
+    # Drawings that alternate, such as a mouth that talks, are further apart than chance.
+    if disorder <= quality.max_disorder or score.disorder > ALTERNATING_DISORDER:
         return None
     return (
         f"disorder {disorder:.2f} is above {quality.max_disorder:g}: neighbouring frames are as "
