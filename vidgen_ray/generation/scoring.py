@@ -59,6 +59,7 @@ STILL_LEVELS = 1
 STATIC_FRACTION = 0.003
 MIN_FRAMES_FOR_ORDER = 8
 MIN_PAIRS_FOR_CUT = 4
+CUT_SIDE = 6  # steps before and after that say what is usual
 CHUNK = 64  # pairs whose flow is held in memory, about 2 MB each
 
 _engines = threading.local()
@@ -422,19 +423,21 @@ def _disorder(pictures: Floats) -> float | None:
 
 
 def _cut_strength(steps: list[_Step], pictures: Floats) -> float | None:
-    """The worst step of the clip: how much of the picture is lost at it and only at it.
+    """The worst step of the clip: what it loses of the picture, against the calmer side of it.
 
     Loss counts as far as the warped picture is unlike the frame before, or the step is larger
     than those beside it: fast motion loses as much, but is neither.
     """
     if len(steps) < MIN_PAIRS_FOR_CUT:
         return None
-    usual = float(np.median([step.matched_fraction for step in steps]))
+    matched = [step.matched_fraction for step in steps]
     sizes = np.sqrt(((pictures[1:] - pictures[:-1]) ** 2).mean((1, 2)))
     worst = 0.0
     for t, step in enumerate(steps):
         beside = max(*sizes[max(0, t - 2) : t], *sizes[t + 1 : t + 3])
         isolation = (float(sizes[t]) / (beside + 2) - 1) / 2
+        sides = [matched[max(0, t - CUT_SIDE) : t], matched[t + 1 : t + 1 + CUT_SIDE]]
+        usual = max(float(np.median(side)) for side in sides if len(side) > 1)
         lost = usual - step.matched_fraction
         worst = max(worst, lost * min(1.0, max(step.unlikeness / 0.25, isolation)))
     return worst
