@@ -299,3 +299,12 @@ class RunStatus(Section):
     running: list[RunningClip] = []
     error: str | None = None
     exit_code: int | None = None
+
+
+class ProjectSummary(Section):
+    """`PROJECT_SUMMARY.json`: a snapshot of measured batches by name, and where to read on."""
+
+    project: str
+    version: str
+    batches: dict[str, BatchSummary]
+    documents: list[str]

@@ -46,9 +46,11 @@ TVL1: dict[str, Any] = {
     "medianFiltering": 1,
     "useInitialFlow": True,
 }
-# Natural residue falls off with coarseness; a weight makes each band count like per-pixel noise.
-# Bands: pixels of the frame, then of the working picture, each twice as coarse as the last.
-TEXTURE_WEIGHTS = (1.0, 1.25, 3.5, 4.5)
+# Bands: pixels of the frame, then of the working picture, each twice as coarse as the last. Natural
+# residue falls off with coarseness; a weight makes each band count like per-pixel noise. The second
+# counts for less: shrinking by two aliases fine detail, differently in every frame of a pan.
+TEXTURE_WEIGHTS = (1.0, 0.6, 3.5, 4.5)
+MISFIT = (0.15, 0.15, 0.05, 0.05)  # of the detail itself, that warping by parts of a pixel may lose
 LEVELS_SEEN = (20, 235)  # darker or brighter blocks clip, which hides what was added to them
 BLOCKS = (12, 8)  # across, down
 LIGHT_BLOCKS = (24, 16)
@@ -290,9 +292,12 @@ def _triple(full: list[Bytes], work: list[Bytes], before: _Pair, after: _Pair) -
     energy = ((flows[0] ** 2).sum(-1) + (flows[1] ** 2).sum(-1)) / 2
     differences = [_warp(work[i], flow) - work[1] for i, flow in zip((0, 2), flows, strict=True)]
     middle = work[1].astype(np.float32)
-    bands = _texture_bands(differences, valid, 3)
-    if full[1].shape != work[1].shape:
-        bands = _texture_bands(*_full_size_differences(full, flows, valid), 1) + bands
+    shrunk = full[1].shape != work[1].shape
+    misfit = MISFIT[1:] if shrunk else (MISFIT[0], *MISFIT[2:])
+    bands = _texture_bands([*differences, middle], valid, misfit)
+    if shrunk:
+        *layers, large = _full_size_differences(full, flows, valid)
+        bands = _texture_bands([*layers, full[1].astype(np.float32)], large, MISFIT[:1]) + bands
     blocks = _shrink(middle, BLOCKS)
     seen = (blocks > LEVELS_SEEN[0]) & (blocks < LEVELS_SEEN[1])
     steps = [_brightness_step(difference, middle, valid) for difference in differences]
@@ -319,36 +324,41 @@ def _local(flow: Floats) -> Floats:
 
 def _full_size_differences(
     full: list[Bytes], flows: tuple[Floats, Floats], valid: Mask
-) -> tuple[list[Floats], Mask]:
+) -> tuple[Floats, Floats, Mask]:
     height, width = full[1].shape
     stretch = np.array([width / valid.shape[1], height / valid.shape[0]], np.float32)
-    differences = [
+    before, after = (
         _warp(full[i], cv2.resize(flow, (width, height)) * stretch) - full[1]
         for i, flow in zip((0, 2), flows, strict=True)
-    ]
+    )
     large = cv2.resize(valid.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
-    return differences, large > 0
+    return before, after, large > 0
 
 
-def _texture_bands(differences: list[Floats], valid: Mask, num_bands: int) -> list[Floats]:
-    """From fine to coarse: the mean product of both differences in every block, levels^2."""
+def _texture_bands(layers: list[Floats], valid: Mask, misfit: tuple[float, ...]) -> list[Floats]:
+    """Levels^2 by block, from fine to coarse, one band for each entry of `misfit`.
+
+    `layers` are both differences and the frame. A band holds the mean product of the differences
+    above what misfit of the frame's own detail explains.
+    """
     weight = valid.astype(np.float32)
-    layers = [difference * weight for difference in differences]
+    layers = [layer * weight for layer in layers]
     bands = []
-    for _ in range(num_bands):
+    for lost in misfit:
         size = weight.shape[1], weight.shape[0]
         half = max(1, size[0] // 2), max(1, size[1] // 2)
         coarse_weight = _shrink(weight, half)
         coarse_layers = [_shrink(layer, half) for layer in layers]
-        details = [
+        before, after, own = (
             layer / np.maximum(weight, 1e-3)
             - cv2.resize(coarse / np.maximum(coarse_weight, 1e-3), size)
             for layer, coarse in zip(layers, coarse_layers, strict=True)
-        ]
+        )
         used = (weight > 0.5).astype(np.float32)
         share = _shrink(used, BLOCKS)
-        product = _shrink(details[0] * details[1] * used, BLOCKS) / np.maximum(share, 1e-3)
-        bands.append(np.where(share > 0.3, product, np.float32(np.nan)))
+        change = before * after - (lost * own) ** 2
+        change = _shrink(change * used, BLOCKS) / np.maximum(share, 1e-3)
+        bands.append(np.where(share > 0.3, change, np.float32(np.nan)))
         weight, layers = coarse_weight, coarse_layers
     return bands
 

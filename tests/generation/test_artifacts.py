@@ -1,0 +1,172 @@
+"""The store writes whole files or none, anywhere fsspec reaches, and tells what it cannot do."""
+
+import uuid
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidgen_ray.config import load_config
+from vidgen_ray.errors import ArtifactError
+from vidgen_ray.generation import attempts
+from vidgen_ray.generation.artifacts import DISCLOSURE, ArtifactStore
+from vidgen_ray.generation.scoring import score_video
+from vidgen_ray.schema import GenerationRecord, TemporalScore, Video, resolve_request
+from vidgen_ray.video_io import read_video
+
+
+def make_video(shade: int = 0) -> Video:
+    frames = np.full((3, 32, 48, 3), shade, np.uint8)
+    frames[:, :, :24] = 200
+    return Video(frames, 8)
+
+
+@cache
+def measured_score() -> TemporalScore:
+    texture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    return score_video(Video(np.stack([np.roll(texture, shift, 1) for shift in range(4)]), 8))
+
+
+def make_record(attempt: int = 1, status: str = "accepted", score: float = 0.9) -> GenerationRecord:
+    fields = {"id": "a", "image": "a.png", "prompt": "push in", "seed": 3}
+    record = attempts.begin(resolve_request(fields, load_config("nano")), attempt, "hash", "run")
+    if status in {"failed", "quarantined"}:
+        return attempts.failed(record, "EngineError", "it broke", "generate", status)  # type: ignore[arg-type]
+    scored = measured_score().model_copy(update={"score": score})
+    return record.model_copy(update={"status": status, "score": scored})
+
+
+@pytest.fixture
+def s3_folder(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """A bucket behind a real S3 API on this machine."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    bucket = f"desk-{uuid.uuid4().hex[:8]}"
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    fsspec.filesystem("s3").clear_instance_cache()
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)
+    yield f"s3://{bucket}/run"
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
+    address = str(tmp_path / "run")
+    if request.param == "s3":
+        address = request.getfixturevalue("s3_folder")
+    return ArtifactStore(address)
+
+
+def test_a_committed_clip_is_read_back(store: ArtifactStore) -> None:
+    store.check_writable()
+    final = attempts.settle(store, make_record(), make_video(), 1)
+    assert final is not None
+    assert final.artifact is not None
+    assert (final.artifact.filename, final.artifact.num_frames) == ("a.mp4", 3)
+    assert final.stages.save_s is not None
+    assert store.read("a.json") is not None
+    data = store.read("a.mp4")
+    assert data is not None
+    assert len(data) == final.artifact.size_bytes
+    assert DISCLOSURE.encode() in data
+    [read] = store.read_records().values()
+    assert read.artifact == final.artifact
+    assert read.attempts == final.attempts
+
+
+def test_a_clip_cut_short_is_no_clip(store: ArtifactStore) -> None:
+    attempts.settle(store, make_record(), make_video(), 1)
+    store.write("a.mp4", b"short")
+    assert store.read_records() == {}
+
+
+def test_the_best_of_rejected_attempts_is_kept(store: ArtifactStore) -> None:
+    scores = {1: 0.3, 2: 0.5, 3: 0.4}
+    for attempt in (1, 2):
+        record = make_record(attempt, "needs_review", scores[attempt])
+        assert attempts.settle(store, record, make_video(attempt * 40), 3) is None
+    assert store.read_records() == {}
+    assert store.ids_with_attempts() == ["a"]
+    final = attempts.settle(store, make_record(3, "needs_review", 0.4), make_video(120), 3)
+    assert final is not None
+    assert (final.status, final.attempt) == ("needs_review", 2)
+    assert [entry.temporal_score for entry in final.attempts] == [0.3, 0.5, 0.4]
+    assert store.ids_with_attempts() == []
+    data = store.read("a.mp4")
+    assert data is not None
+    import io
+
+    frame = read_video(io.BytesIO(data)).frames[0]
+    assert abs(int(frame[16, 40].mean()) - 80) < 8
+
+
+def test_an_accepted_attempt_wins_over_earlier_ones(store: ArtifactStore) -> None:
+    attempts.settle(store, make_record(1, "needs_review", 0.5), make_video(), 3)
+    final = attempts.settle(store, make_record(2, "accepted", 0.9), make_video(), 3)
+    assert final is not None
+    assert (final.status, final.attempt, len(final.attempts)) == ("accepted", 2, 2)
+
+
+def test_a_failed_attempt_after_a_rejected_one_keeps_that_clip(store: ArtifactStore) -> None:
+    attempts.settle(store, make_record(1, "needs_review", 0.5), make_video(), 3)
+    final = attempts.settle(store, make_record(2, "failed"), None, 3)
+    assert final is not None
+    assert final.status == "needs_review"
+    assert final.artifact is not None
+    assert "attempt 2 failed: it broke" in final.reasons
+
+
+def test_attempts_at_other_content_do_not_count(store: ArtifactStore) -> None:
+    other = make_record(1, "needs_review", 0.99).model_copy(update={"content_hash": "other"})
+    attempts.settle(store, other, make_video(), 3)
+    final = attempts.settle(store, make_record(3, "needs_review", 0.1), make_video(), 3)
+    assert final is not None
+    assert (final.attempt, len(final.attempts)) == (3, 1)
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    store.write("a.json", b"before")
+    with pytest.raises(TypeError):
+        (tmp_path / "x").write_bytes("not bytes")  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match="output: cannot write"):
+        store.write("a.json", object())  # type: ignore[arg-type]
+    assert store.read("a.json") == b"before"
+    assert list((tmp_path / ".vidgen").iterdir()) == []
+
+
+def test_a_foreign_file_is_named(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    store.write("holiday.json", b'{"photos": 3}')
+    with pytest.raises(ArtifactError, match=r"holiday\.json is not a record.*move it away"):
+        store.read_records()
+
+
+@pytest.mark.parametrize("address", ["nowhere://x/y", "s4://bucket"])
+def test_an_unknown_address_is_refused(address: str) -> None:
+    with pytest.raises(ArtifactError, match="output: cannot open"):
+        ArtifactStore(address)
+
+
+def test_records_of_any_age_are_read(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    record = GenerationRecord(
+        id="old",
+        status="failed",
+        content_hash="",
+        request=None,
+        created_at=datetime.now(UTC),
+        run_id="r",
+    )
+    store.commit(record)
+    assert store.read_records() == {"old": record}
