@@ -71,14 +71,15 @@ def batch(
     Exit codes: 0 all accepted, 1 infrastructure, 2 bad input, 3 some clips failed or need review,
     128 + n stopped by signal n.
     """
+    overrides = _overrides(settings, mode, profile, lora, lora_scale, num_inference_steps, offload)
+    tree = load_config(config, overrides)  # before the imports, which take seconds
     from vidgen_ray.distributed.batch import BatchArguments, run_batch
     from vidgen_ray.distributed.cluster import native_log
 
-    overrides = _overrides(settings, mode, profile, lora, lora_scale, num_inference_steps, offload)
     arguments = BatchArguments(
         jobs=_absolute(jobs),
         output=_absolute(output),
-        config=load_config(config, overrides),
+        config=tree,
         config_name=Path(config).stem,
         on_invalid=on_invalid,
         retry_failed=retry_failed,
@@ -110,9 +111,10 @@ def generate(
 
     Exit codes: 0 accepted, 1 infrastructure, 2 bad input, 3 needs review.
     """
+    overrides = _overrides(settings, mode, profile, lora, lora_scale, num_inference_steps, offload)
+    tree = load_config(config, overrides)
     from vidgen_ray.generation.single import generate_clip
 
-    overrides = _overrides(settings, mode, profile, lora, lora_scale, num_inference_steps, offload)
     fields = {"image": image, "prompt": prompt, "seed": seed, "negative_prompt": negative_prompt}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=_console, transient=True) as progress:
@@ -125,7 +127,7 @@ def generate(
         record = generate_clip(
             {name: value for name, value in fields.items() if value is not None},
             output,
-            load_config(config, overrides),
+            tree,
             on_step,
             overwrite=overwrite,
         )
@@ -148,11 +150,11 @@ def score(
 
     Exit codes: 0 all accepted, 2 a file cannot be read, 3 some were not accepted.
     """
+    quality = load_config(config).quality
     from vidgen_ray.generation.quality import judge
     from vidgen_ray.generation.scoring import score_video
     from vidgen_ray.video_io import read_video
 
-    quality = load_config(config).quality
     exit_code = 0
     for name in videos:
         try:
@@ -185,9 +187,9 @@ def doctor(
 
     Exit codes: 0 it can, 1 it cannot, 2 bad configuration.
     """
+    tree = load_config(config, parse_overrides(settings or []))
     from vidgen_ray.distributed.doctor import examine
 
-    tree = load_config(config, parse_overrides(settings or []))
     marks = {True: "ok", False: "MISSING", None: "note"}
     healthy = True
     for check in examine(tree, load=load):

@@ -28,7 +28,7 @@ from vidgen_ray.distributed.stages import Row, Run, first_row, read, save, score
 from vidgen_ray.distributed.worker import Generate
 from vidgen_ray.errors import EngineError, Interrupted, RequestError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.generation.jobs_file import RowProblem
+from vidgen_ray.generation.jobs_file import RowProblem, read_jobs
 from vidgen_ray.provenance import versions
 from vidgen_ray.schema import BatchSummary, ErrorRecord, GenerationRecord
 
@@ -68,12 +68,13 @@ def run_batch(arguments: BatchArguments, console: Console) -> int:
     Raises RequestError and ConfigError for bad input, ArtifactError and EngineError for a run that
     could not go on, Interrupted for a signal. The same call afterwards goes on where it stopped.
     """
+    file = read_jobs(arguments.jobs, arguments.config)
     store = ArtifactStore(arguments.output)
     store.check_writable()
     suspects = claim(store)
     store.clear_staging()
     with connected(arguments.ray_address), _signals_raise():
-        intake = take_in(arguments.jobs, arguments.config)
+        intake = take_in(file, arguments.config)
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
         _report_problems(intake.problems, console)
         if intake.problems and arguments.on_invalid == "stop":

@@ -10,7 +10,7 @@ from vidgen_ray.config import Config, LoRA
 from vidgen_ray.distributed.stages import check_image
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.content import hash_content
-from vidgen_ray.generation.jobs_file import Job, RowProblem, read_jobs
+from vidgen_ray.generation.jobs_file import Job, JobsFile, RowProblem
 from vidgen_ray.model.adapters import open_adapter
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.schema import GenerationRequest
@@ -27,20 +27,18 @@ class CheckedJob:
 
 @dataclass(frozen=True)
 class Intake:
-    """What a jobs file holds. `num_rows` counts its rows, good or not."""
+    """What a jobs file holds: the jobs that can be made, and what is wrong with the others."""
 
     jobs: list[CheckedJob]
     problems: list[RowProblem]
-    num_rows: int
 
 
-def take_in(address: str, config: Config) -> Intake:
-    """Read the jobs file at `address` and check every row, its image and its adapter.
+def take_in(file: JobsFile, config: Config) -> Intake:
+    """Check every row of a jobs file against the model, its image and its adapter.
 
     Images are decoded on the cluster; no weights are loaded. Raises ConfigError where the
-    checkpoint cannot be found, and RequestError where the file cannot be read.
+    checkpoint cannot be found.
     """
-    file = read_jobs(address, config)
     checkpoint = open_checkpoint(config.model, weights=False)
     problems = list(file.problems)
     fitting = []
@@ -62,8 +60,7 @@ def take_in(address: str, config: Config) -> Intake:
         else:
             digest = hash_content(job.request, sha256, adapter_sha256, config, checkpoint)
             jobs.append(CheckedJob(job.line, job.request, digest))
-    num_rows = len({*(job.line for job in jobs), *(problem.line for problem in problems)})
-    return Intake(jobs, sorted(problems, key=lambda problem: problem.line), num_rows)
+    return Intake(jobs, sorted(problems, key=lambda problem: problem.line))
 
 
 def _adapter_sha256(

@@ -1,0 +1,165 @@
+"""A batch on object storage, and as a Ray job on a cluster that `ray start` made."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import psutil
+import pytest
+
+from vidgen_ray.schema import GenerationRecord, RunStatus
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+REPOSITORY = Path(__file__).parents[2]
+LENIENT = [
+    "quality.min_temporal_score=0",
+    "quality.max_texture_change=999",
+    "quality.max_disorder=99",
+    "quality.max_cut_strength=99",
+    "quality.max_flicker=9",
+    "quality.allow_static=true",
+]
+
+
+@pytest.fixture
+def sets(tiny_overrides: dict[str, object]) -> list[str]:
+    settings = [f"{name}={json.dumps(value)}" for name, value in tiny_overrides.items()]
+    return [word for setting in [*settings, *LENIENT] for word in ("--set", setting)]
+
+
+def test_jobs_images_and_results_on_s3(
+    photo: Path, sets: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"desk-{uuid.uuid4().hex[:8]}"
+    s3 = fsspec.filesystem("s3", skip_instance_cache=True)
+    s3.mkdir(bucket)
+    s3.put_file(str(photo), f"{bucket}/photos/photo.png")
+    row = {"id": "a", "image": "photos/photo.png", "prompt": "push in"}
+    s3.pipe_file(f"{bucket}/jobs.jsonl", (json.dumps(row) + "\n").encode())
+    words = ["batch", f"s3://{bucket}/jobs.jsonl", "--output", f"s3://{bucket}/run"]
+    command = [sys.executable, "-m", "vidgen_ray", *words, "--config", "nano", *sets]
+    for made in (1, 0):
+        result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert f"{made} of 1 clips to make" in result.stdout
+    s3.invalidate_cache()
+    names = {name.split("/", 2)[2] for name in s3.find(f"{bucket}/run")}
+    assert {
+        "a.mp4", "a.json", "manifest.jsonl", "status.json", "summary.json", "index.html",
+        "config.yaml", "thumbnails/a.jpg",
+    } <= names  # fmt: skip
+    record = GenerationRecord.model_validate_json(s3.cat_file(f"{bucket}/run/a.json"))
+    assert record.artifact is not None
+    assert s3.info(f"{bucket}/run/a.mp4")["size"] == record.artifact.size_bytes
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """A Ray head of its own, as an operator starts one; the dashboard's address."""
+    ports = free_ports(3)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--num-cpus=2"]
+    command += [f"--ray-client-server-port={ports[2]}", "--dashboard-host=127.0.0.1"]
+    head = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    address = f"http://127.0.0.1:{ports[1]}"
+    try:
+        wait_for_dashboard(ports[1], head)
+        yield address
+    finally:
+        processes = psutil.Process(head.pid).children(recursive=True)
+        head.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(processes, timeout=20)
+        for process in alive:
+            process.kill()
+        head.wait(timeout=20)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def wait_for_dashboard(port: int, head: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        assert head.poll() is None, head.stdout.read() if head.stdout else ""
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+    raise TimeoutError("the dashboard did not come up")
+
+
+def ray_job(address: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", *words]
+    environment = {**os.environ, "RAY_ADDRESS": address, "RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "0"}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env=environment, cwd=REPOSITORY
+    )
+
+
+def test_a_batch_as_a_ray_job_can_be_stopped_and_gone_on_with(
+    cluster: str, photo: Path, sets: list[str], tmp_path: Path
+) -> None:
+    rows = [{"id": name, "image": str(photo), "prompt": "push in"} for name in "abc"]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "out"
+    entrypoint = [sys.executable, "jobs/batch.py", str(tmp_path / "jobs.jsonl")]
+    entrypoint += ["--output", str(output), "--config", "nano", *sets]
+    entrypoint += ["--num-inference-steps", "150"]
+
+    submitted = ray_job(cluster, "submit", "--no-wait", "--working-dir", ".", "--", *entrypoint)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    found = re.search(r"raysubmit_\w+", submitted.stdout)
+    assert found, submitted.stdout
+    end = time.monotonic() + 180
+    while time.monotonic() < end:
+        if (output / "a.json").exists() and any(
+            clip.step > 2 for clip in read_status(output).running
+        ):
+            break
+        time.sleep(0.1)
+    stopped = ray_job(cluster, "stop", found[0])
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert read_status(output).state == "interrupted"
+
+    finished = ray_job(cluster, "submit", "--working-dir", ".", "--", *entrypoint)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "already there: 1 accepted" in finished.stdout or "accepted" in finished.stdout
+    lines = (output / "manifest.jsonl").read_text().splitlines()
+    records = [GenerationRecord.model_validate_json(line) for line in lines]
+    assert [(record.id, record.status) for record in records] == [(n, "accepted") for n in "abc"]
+
+
+def read_status(output: Path) -> RunStatus:
+    return RunStatus.model_validate_json((output / "status.json").read_text())

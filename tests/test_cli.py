@@ -1,0 +1,109 @@
+"""The commands as people type them: what they print, what they write, how they exit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidgen_ray.schema import GenerationRecord, Video
+from vidgen_ray.video_io import read_video, write_video
+
+
+@pytest.fixture
+def sets(tiny_overrides: dict[str, object]) -> list[str]:
+    return [
+        word
+        for name, value in tiny_overrides.items()
+        for word in ("--set", f"{name}={json.dumps(value)}")
+    ]
+
+
+def vidgen(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vidgen_ray", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.smoke
+def test_generate_makes_one_recorded_clip_and_overwrites_only_when_told(
+    tmp_path: Path, photo: Path, sets: list[str]
+) -> None:
+    clip = tmp_path / "clip.mp4"
+    words = ["generate", "--image", photo, "--prompt", "push in", "--output", clip]
+    words += ["--config", "nano", "--num-inference-steps", "2", *sets]
+    made = vidgen(*words)
+    assert made.returncode in {0, 3}, made.stderr
+    assert "untrained" in made.stdout
+    record = GenerationRecord.model_validate_json((tmp_path / "clip.json").read_text())
+    assert record.id == "clip"
+    assert record.request is not None
+    assert record.request.num_inference_steps == 2
+    assert read_video(clip).frames.shape == (9, 64, 96, 3)
+    again = vidgen(*words)
+    assert again.returncode == 2
+    assert "exists; choose another name, or use --overwrite" in again.stderr
+    before = clip.read_bytes()
+    assert vidgen(*words, "--overwrite").returncode == made.returncode
+    assert clip.read_bytes() == before
+
+
+def test_score_prints_json_lines_and_names_what_it_cannot_read(tmp_path: Path) -> None:
+    texture = np.random.default_rng(0).integers(0, 256, (16, 40, 3), dtype=np.uint8)
+    wide = np.kron(texture, np.ones((8, 8, 1))).astype(np.uint8)
+    frames = np.stack([wide[:, 3 * step : 3 * step + 160] for step in range(20)])
+    write_video(tmp_path / "pan.mp4", Video(frames, 8))
+    write_video(tmp_path / "frozen.mp4", Video(np.repeat(frames[:1], 20, axis=0), 8))
+    (tmp_path / "text.mp4").write_text("not a video")
+    names = [tmp_path / name for name in ("pan.mp4", "frozen.mp4", "text.mp4", "missing.mp4")]
+    result = vidgen("score", *names)
+    assert result.returncode == 2
+    pan, frozen = map(json.loads, result.stdout.splitlines())
+    assert pan["verdict"] == "accepted"
+    assert 0.6 <= pan["score"] <= 1
+    assert frozen["verdict"] == "rejected"
+    assert frozen["reasons"]
+    assert "text.mp4" in result.stderr
+    assert "missing.mp4" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert vidgen("score", names[0]).returncode == 0
+    assert vidgen("score", names[0], names[1]).returncode == 3
+
+
+def test_doctor_says_whether_a_clip_can_be_made(sets: list[str], tmp_path: Path) -> None:
+    healthy = vidgen("doctor", "--config", "nano", *sets)
+    assert healthy.returncode == 0, healthy.stdout
+    for part in (
+        "torch",
+        "codecs",
+        "H.264",
+        "Dual TV-L1",
+        "loaded in",
+        "offload",
+        "can make clips",
+    ):
+        assert part in healthy.stdout
+    sick = vidgen("doctor", "--config", "nano", "--set", f"model.checkpoint={tmp_path}")
+    assert sick.returncode == 1
+    assert "cannot make clips yet" in sick.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["batch", "missing.jsonl", "--output", "out", "--config", "nano"], "jobs: "),
+        (["batch", "x.jsonl", "--output", "o", "--config", "nanoo"], "neither a .yaml file nor"),
+        (["batch", "x.jsonl", "--output", "o", "--set", "batch.workers=2"], "no such field"),
+        (["score", "x.mp4", "--config", "no.yaml"], "no such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = vidgen(*words)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
