@@ -73,6 +73,11 @@ def batch(
     """
     overrides = _overrides(settings, mode, profile, lora, lora_scale, num_inference_steps, offload)
     tree = load_config(config, overrides)  # before the imports, which take seconds
+    if _is_temporary(output):
+        raise RequestError(
+            "output: must be an absolute path or a URL in a Ray job, whose working folder is "
+            f"removed after it, got {output!r}"
+        )
     from vidgen_ray.distributed.batch import BatchArguments, run_batch
     from vidgen_ray.distributed.cluster import native_log
 
@@ -236,6 +241,12 @@ def _overrides(
     }
     set_ = {name: value for name, value in named.items() if value is not None}
     return {**parse_overrides(settings or []), **set_}
+
+
+def _is_temporary(address: str) -> bool:
+    """Whether a path is relative to the folder that Ray unpacks for a job."""
+    relative = "://" not in address and not os.path.isabs(os.path.expanduser(address))
+    return relative and "runtime_resources" in Path.cwd().parts
 
 
 def _absolute(address: str) -> str:
