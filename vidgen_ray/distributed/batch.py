@@ -22,22 +22,20 @@ from rich.console import Console
 from vidgen_ray.config import Config
 from vidgen_ray.distributed.board import start_board
 from vidgen_ray.distributed.cluster import connected, pool_size
-from vidgen_ray.distributed.intake import CheckedJob, take_in
+from vidgen_ray.distributed.intake import take_in
+from vidgen_ray.distributed.plan import Attempt, failed_rows, plan_attempts, refuse_changed
 from vidgen_ray.distributed.progress import RunProgress, claim
 from vidgen_ray.distributed.stages import Row, Run, first_row, read, save, score
 from vidgen_ray.distributed.worker import Generate
 from vidgen_ray.errors import EngineError, Interrupted, RequestError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.generation.jobs_file import RowProblem, read_jobs
-from vidgen_ray.provenance import versions
-from vidgen_ray.schema import BatchSummary, ErrorRecord, GenerationRecord
+from vidgen_ray.schema import BatchSummary, GenerationRecord
 
 EXIT_ACCEPTED = 0
 EXIT_INFRASTRUCTURE = 1
-EXIT_BAD_INPUT = 2
 EXIT_NEEDS_EYES = 3
 
-_FINISHED = {"accepted", "needs_review"}
 _MAX_PROBLEMS_SHOWN = 200
 
 
@@ -52,14 +50,6 @@ class BatchArguments:
     on_invalid: Literal["stop", "skip"] = "stop"
     retry_failed: bool = False
     ray_address: str | None = None
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """An attempt to make, counted from 1."""
-
-    job: CheckedJob
-    number: int
 
 
 def run_batch(arguments: BatchArguments, console: Console) -> int:
@@ -83,8 +73,8 @@ def run_batch(arguments: BatchArguments, console: Console) -> int:
                 "--on-invalid skip to record these rows as failed and make the others"
             )
         records = store.read_records()
-        _refuse_changed(intake.jobs, records)
-        invalid = _failed_rows(intake.problems, intake.jobs, records, run_id)
+        refuse_changed(intake.jobs, records)
+        invalid = failed_rows(intake.problems, intake.jobs, records, run_id)
         for record in invalid:
             store.commit(record)
             records[record.id] = record
@@ -98,7 +88,7 @@ def run_batch(arguments: BatchArguments, console: Console) -> int:
             records=records,
             min_temporal_score=arguments.config.quality.min_temporal_score,
         )
-        todo = _plan(intake.jobs, records, store, arguments.retry_failed, suspects)
+        todo = plan_attempts(intake.jobs, records, store, arguments.retry_failed, suspects)
         _announce(todo, progress.counts, arguments, console)
         return _make(todo, arguments, store, progress, run_id, console)
 
@@ -193,96 +183,6 @@ def _rows_at_once(dataset: ray.data.Dataset) -> Iterator[Row]:
         yield from table.to_pylist()
 
 
-def _plan(
-    jobs: Sequence[CheckedJob],
-    records: dict[str, GenerationRecord],
-    store: ArtifactStore,
-    retry_failed: bool,
-    suspects: Sequence[str],
-) -> list[Attempt]:
-    """The attempts that are missing, in the file's order; those that may have killed a run last."""
-    begun = set(store.ids_with_attempts())
-    todo = []
-    for job in jobs:
-        record = records.get(job.request.id)
-        if record and (record.status in _FINISHED or not retry_failed):
-            continue
-        number = 1
-        if job.request.id in begun:
-            numbers = [
-                earlier.attempt or 0
-                for earlier in store.read_attempts(job.request.id)
-                if earlier.content_hash == job.content_hash
-            ]
-            number = max(numbers, default=0) + 1
-        todo.append(Attempt(job, number))
-    return sorted(todo, key=lambda attempt: attempt.job.request.id in suspects)
-
-
-def _refuse_changed(jobs: Sequence[CheckedJob], records: dict[str, GenerationRecord]) -> None:
-    changed = [
-        job
-        for job in jobs
-        if (record := records.get(job.request.id))
-        and record.status in _FINISHED
-        and record.content_hash != job.content_hash
-    ]
-    if changed:
-        first = changed[0]
-        more = f" and {len(changed) - 1} more ids" if len(changed) > 1 else ""
-        raise RequestError(
-            f"id: {first.request.id} (line {first.line}){more} is finished in the output with "
-            f"other content ({_difference(first, records[first.request.id])}); give it a new id, "
-            "or use another --output"
-        )
-
-
-def _difference(job: CheckedJob, record: GenerationRecord) -> str:
-    if record.request is None:
-        return "it was not readable"
-    before, now = record.request.model_dump(), job.request.model_dump()
-    fields = sorted(name for name in now if name != "image" and before[name] != now[name])
-    return ", ".join(fields) or "the image, the model, its options or the adapter changed"
-
-
-def _failed_rows(
-    problems: Sequence[RowProblem],
-    jobs: Sequence[CheckedJob],
-    records: dict[str, GenerationRecord],
-    run_id: str,
-) -> list[GenerationRecord]:
-    """A failed record for each row that cannot be made, under its id where that is free."""
-    taken = {job.request.id for job in jobs}
-    by_line: dict[int, list[RowProblem]] = {}
-    for problem in problems:
-        by_line.setdefault(problem.line, []).append(problem)
-    failed = []
-    for line, of_row in by_line.items():
-        clip_id = of_row[0].id
-        if clip_id is None or clip_id in taken or _is_finished(records.get(clip_id)):
-            clip_id = f"line-{line}"
-        taken.add(clip_id)
-        failed.append(
-            GenerationRecord(
-                id=clip_id,
-                status="failed",
-                content_hash="",
-                request=None,
-                error=ErrorRecord(
-                    kind="RequestError", message="; ".join(map(str, of_row)), stage="check"
-                ),
-                versions=versions(),
-                created_at=datetime.now(UTC),
-                run_id=run_id,
-            )
-        )
-    return failed
-
-
-def _is_finished(record: GenerationRecord | None) -> bool:
-    return record is not None and record.status in _FINISHED
-
-
 def _count_failures(num_failures: int, record: GenerationRecord, config: Config) -> int:
     """Failures of the machine, not of the request, in a row from the start; raises at the limit.
 
@@ -311,12 +211,10 @@ def _report_problems(problems: Sequence[RowProblem], console: Console) -> None:
 def _announce(
     todo: Sequence[Attempt], counts: Counter[str], arguments: BatchArguments, console: Console
 ) -> None:
-    total = sum(counts.values())
-    kept = total - counts["pending"] - sum(1 for attempt in todo if attempt.number == 0)
-    text = f"{len(todo)} of {total} clips to make with {arguments.config_name}"
-    if kept:
-        kinds = [f"{counts[name]} {name.replace('_', ' ')}" for name in counts if name != "pending"]
-        text += f"; already there: {', '.join(kinds)}"
+    text = f"{len(todo)} of {sum(counts.values())} clips to make with {arguments.config_name}"
+    there = [f"{counts[name]} {name.replace('_', ' ')}" for name in counts if name != "pending"]
+    if there:
+        text += f"; already there: {', '.join(there)}"
     if counts["failed"] + counts["quarantined"] and not arguments.retry_failed:
         text += " (--retry-failed tries the failed ones again)"
     console.print(text, highlight=False, markup=False, soft_wrap=True)

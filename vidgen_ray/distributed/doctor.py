@@ -62,9 +62,16 @@ def _check_torch(config: Config) -> Iterator[Check]:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        yield Check(
-            "gpu", True, f"{index}: {name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB VRAM free"
-        )
+        vram = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB VRAM free"
+        yield Check("gpu", True, f"{index}: {name}, {vram}{_utilisation(index)}")
+
+
+def _utilisation(index: int) -> str:
+    """How busy others keep the GPU; needs the `gpu` extra."""
+    try:
+        return f", {torch.cuda.utilization(index)} % busy"
+    except (ModuleNotFoundError, RuntimeError):
+        return ""
 
 
 def _check_memory() -> Check:

@@ -1,8 +1,6 @@
 """The engine: one request in, one video out, with what it took. Every way to a clip goes here."""
 
 import gc
-import os
-import platform
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +14,6 @@ from vidgen_ray.config import Config, GenerationDefaults, LoRA, ModelConfig, Pro
 from vidgen_ray.errors import (
     ClipCancelled,
     ClipTimeout,
-    ConfigError,
     EngineError,
     OutOfMemory,
     VidgenError,
@@ -32,6 +29,14 @@ from vidgen_ray.model.acceleration import (
 )
 from vidgen_ray.model.adapters import Adapter
 from vidgen_ray.model.checkpoint import Checkpoint, Pipeline, load_pipeline, open_checkpoint
+from vidgen_ray.model.device import (
+    choose_device,
+    describe_device,
+    is_out_of_memory,
+    num_cores,
+    peak_vram_gb,
+    reset_peak_vram,
+)
 from vidgen_ray.model.positions import positions_for
 from vidgen_ray.schema import (
     AdapterRecord,
@@ -73,12 +78,12 @@ class Engine:
         """
         self.config = config
         self.checkpoint: Checkpoint = open_checkpoint(config.model)
-        self.device = _choose_device(config.model.device)
+        self.device = choose_device(config.model.device)
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
         self._choices: dict[tuple[ModelConfig, int], Options] = {}
         if config.model.cpu_threads or self.device.type == "cpu":
-            torch.set_num_threads(config.model.cpu_threads or _num_cores())
+            torch.set_num_threads(config.model.cpu_threads or num_cores())
 
     def load(self) -> float:
         """Load the weights that a plain request needs; seconds taken. Raises ConfigError."""
@@ -118,7 +123,7 @@ class Engine:
         clip = _Clip(request, image, worn, _Watch(on_step, cancelled, timeout_s))
         clock = StageClock(self.device)
         with self._lock:
-            _reset_peak_vram(self.device)
+            reset_peak_vram(self.device)
             options = self._options_for(profile, _num_pixels(request))
             frames = self._attempt(clip, options, clock)
             fell_back = frames is None and options.dtype == "float16"
@@ -136,7 +141,7 @@ class Engine:
                 model=self._model_record(options, fell_back),
                 adapter=worn.record() if worn else None,
                 stages=StageTimes(**clock.seconds),
-                peak_vram_gb=_peak_vram_gb(self.device),
+                peak_vram_gb=peak_vram_gb(self.device),
                 device=describe_device(self.device),
             )
 
@@ -153,7 +158,7 @@ class Engine:
         except VidgenError:
             raise
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise EngineError(
                     f"{clip.request.id}: {type(error).__name__} in {_stage(clock)}: {error}"
                 ) from error
@@ -251,13 +256,6 @@ class Engine:
         )
 
 
-def describe_device(device: torch.device) -> str:
-    """The GPU's name, or the CPU's architecture and number of cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()}, {_num_cores()} cores)"
-
-
 @dataclass(frozen=True)
 class Worn:
     """An adapter and how it is worn."""
@@ -311,17 +309,6 @@ class _Watch:
         self.check()
 
 
-def _choose_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "model.device: cuda, but torch sees no GPU; check the driver with nvidia-smi, or use "
-            "--config nano for the small model on the CPU"
-        )
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
 def _to_uint8(video: torch.Tensor) -> torch.Tensor:
     """[1, 3, F, H, W] in -1..1 -> uint8 [F, H, W, 3], rounded exactly as diffusers does."""
     unit = (video[0] * 0.5 + 0.5).clamp(0, 1).float()
@@ -332,28 +319,8 @@ def _num_pixels(shape: GenerationDefaults) -> int:
     return shape.num_frames * shape.height * shape.width
 
 
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _reset_peak_vram(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak_vram_gb(device: torch.device) -> float | None:
-    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
-
-
 def _stage(clock: StageClock) -> str:
     return clock.last.removesuffix("_s")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def _out_of_memory_advice(
@@ -365,7 +332,7 @@ def _out_of_memory_advice(
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory / 1e9
         message += (
-            f" (offload {options.offload}, peak {_peak_vram_gb(device):.1f} of {total:.1f} GB)"
+            f" (offload {options.offload}, peak {peak_vram_gb(device):.1f} of {total:.1f} GB)"
         )
         if options.offload in {"none", "model"}:
             advice.append("set model.offload to group or sequential")
