@@ -93,8 +93,8 @@ class QualityConfig(Section):
     max_attempts: int = Field(2, ge=1, le=20)
     min_temporal_score: float = Field(0.6, ge=0.0, le=1.0)  # of 1
     max_flicker: float = Field(0.028, ge=0.0)  # fraction of brightness a frame
-    max_texture_change: float = Field(3.2, gt=0.0)  # grey levels of 255 a frame, without wobble
-    max_wobble_px: float = Field(0.1, gt=0.0)  # px at 480 lines, without texture change
+    max_texture_change: float = Field(3.0, gt=0.0)  # grey levels of 255 a frame, without wobble
+    max_wobble_px: float = Field(0.09, gt=0.0)  # px at 480 lines, without texture change
     max_disorder: float = Field(0.9, ge=0.0)  # disorder - motion_coherence / 2; shuffled is 1
     max_cut_strength: float = Field(0.55, ge=0.0)  # of 1
     max_still_fraction: float = Field(0.45, ge=0.0, le=1.0)  # of the clip, in one stretch

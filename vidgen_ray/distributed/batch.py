@@ -63,6 +63,7 @@ def run_batch(arguments: BatchArguments, console: Console) -> int:
     store.check_writable()
     suspects = claim(store)
     store.clear_staging()
+    console.print("starting Ray and checking every row, its image and its adapter", style="dim")
     with connected(arguments.ray_address), _signals_raise():
         intake = take_in(file, arguments.config)
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
