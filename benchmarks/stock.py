@@ -16,8 +16,8 @@ from PIL import Image
 
 from vidgen_ray.config import load_config
 from vidgen_ray.generation.engine import Engine
+from vidgen_ray.image_io import read_image
 from vidgen_ray.schema import GenerationRequest, resolve_request
-from vidgen_ray.video_io import read_image
 
 
 def call_stock(

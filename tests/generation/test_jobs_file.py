@@ -17,8 +17,8 @@ from vidgen_ray.config import Config, LoRA, Profile
 from vidgen_ray.errors import RequestError, VidgenError
 from vidgen_ray.generation.jobs_file import JobsFile, RowProblem, read_jobs
 from vidgen_ray.generation.jobs_rows import KINDS
+from vidgen_ray.image_io import read_image
 from vidgen_ray.schema import GenerationRequest, derive_seed
-from vidgen_ray.video_io import read_image
 
 CONFIG = Config(profiles={"exact": Profile(), "fast": Profile(num_inference_steps=20)})
 JOB = {"id": "a", "image": "a.png", "prompt": "rain falls"}

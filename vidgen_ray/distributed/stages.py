@@ -20,8 +20,8 @@ from vidgen_ray.distributed.board import activity
 from vidgen_ray.errors import ArtifactError, ConfigError, RequestError, VidgenError
 from vidgen_ray.generation import attempts
 from vidgen_ray.generation.artifacts import ArtifactStore
+from vidgen_ray.image_io import read_image
 from vidgen_ray.schema import GenerationRecord, GenerationRequest, Video
-from vidgen_ray.video_io import read_image
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from vidgen_ray.distributed.stages import Row, Run, guard
 from vidgen_ray.errors import VidgenError
 from vidgen_ray.generation import attempts
 from vidgen_ray.generation.engine import Engine
+from vidgen_ray.image_io import ConditioningImage
 from vidgen_ray.schema import GenerationRecord
-from vidgen_ray.video_io import ConditioningImage
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from vidgen_ray.config import QualityConfig
 from vidgen_ray.generation.artifacts import ArtifactStore, attempt_name
 from vidgen_ray.generation.quality import best_attempt, judge
 from vidgen_ray.generation.scoring import score_video
+from vidgen_ray.image_io import ConditioningImage
 from vidgen_ray.provenance import versions
 from vidgen_ray.schema import (
     AttemptRecord,
@@ -23,7 +24,6 @@ from vidgen_ray.schema import (
     Video,
     attempt_seed,
 )
-from vidgen_ray.video_io import ConditioningImage
 
 if TYPE_CHECKING:  # the engine imports torch, which scoring workers do without
     from vidgen_ray.generation.engine import Generation

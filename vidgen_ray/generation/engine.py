@@ -20,6 +20,7 @@ from vidgen_ray.errors import (
 )
 from vidgen_ray.generation.content import find_profile
 from vidgen_ray.generation.stages import StageClock
+from vidgen_ray.image_io import ConditioningImage, read_image
 from vidgen_ray.model import adapters
 from vidgen_ray.model.acceleration import (
     Options,
@@ -45,7 +46,6 @@ from vidgen_ray.schema import (
     StageTimes,
     Video,
 )
-from vidgen_ray.video_io import ConditioningImage, read_image
 
 OnStep = Callable[[int, int], None]
 Cancelled = Callable[[], bool]

@@ -11,6 +11,7 @@ from typing import Any
 from fsspec.utils import infer_compression
 from pydantic import ValidationError
 
+from vidgen_ray.addresses import read_address
 from vidgen_ray.config import Config, describe
 from vidgen_ray.generation.jobs_rows import (
     KINDS,
@@ -24,7 +25,6 @@ from vidgen_ray.generation.jobs_rows import (
     unknown,
 )
 from vidgen_ray.schema import ID_PATTERN, GenerationRequest, resolve_request
-from vidgen_ray.video_io import read_address
 
 MAX_JOBS_BYTES = 500_000_000  # after decompression
 

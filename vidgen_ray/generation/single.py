@@ -14,9 +14,9 @@ from vidgen_ray.generation import attempts
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.generation.content import hash_content
 from vidgen_ray.generation.engine import Engine, OnStep
+from vidgen_ray.image_io import read_image
 from vidgen_ray.model.adapters import open_adapter
 from vidgen_ray.schema import GenerationRecord, resolve_request
-from vidgen_ray.video_io import read_image
 
 
 def generate_clip(

@@ -25,8 +25,9 @@ from PIL import Image, ImageCms, ImageOps
 
 from vidgen_ray import video_io
 from vidgen_ray.errors import ArtifactError, RequestError, VidgenError
+from vidgen_ray.image_io import decode_image, read_image
 from vidgen_ray.schema import Video
-from vidgen_ray.video_io import decode_image, read_image, read_video, write_video
+from vidgen_ray.video_io import read_video, write_video
 
 DATA = Path(os.environ.get("VIDGEN_TEST_DATA", "unset"))
 needs_data = pytest.mark.skipif(

@@ -1,0 +1,224 @@
+"""Conditioning images: files to arrays of the size that the model takes."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import (
+    ExifTags,
+    Image,
+    ImageCms,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    WebPImagePlugin,
+)
+
+from vidgen_ray.addresses import one_line, read_address, too_large
+from vidgen_ray.errors import RequestError
+
+Fit = Literal["crop", "pad"]
+
+MAX_IMAGE_BYTES = 100_000_000
+MAX_IMAGE_PIXELS = 120_000_000  # holds what 100-megapixel cameras and 108-megapixel phones make
+MIN_IMAGE_SIDE = 16
+
+
+@dataclass(frozen=True)
+class ConditioningImage:
+    """The picture a clip starts from.
+
+    `pixels` is uint8 [height, width, 3] RGB at the size the model takes; `sha256` is of the file's
+    bytes; `width` and `height` are the source's in pixels, after EXIF orientation.
+    """
+
+    pixels: np.ndarray
+    sha256: str
+    width: int
+    height: int
+
+
+def read_image(
+    address: str, *, height: int, width: int, fit: Fit = "crop", field: str = "image"
+) -> ConditioningImage:
+    """Read a PNG, JPEG or WebP file from a path or fsspec address; see `decode_image`.
+
+    Raises RequestError.
+    """
+    data = read_address(address, field=field, max_bytes=MAX_IMAGE_BYTES)
+    return decode_image(data, height=height, width=width, fit=fit, field=field, name=address)
+
+
+def decode_image(
+    data: bytes,
+    *,
+    height: int,
+    width: int,
+    fit: Fit = "crop",
+    field: str = "image",
+    name: str = "the upload",
+) -> ConditioningImage:
+    """Turn the bytes of a still PNG, JPEG or WebP file into `height` x `width` RGB pixels.
+
+    EXIF orientation is applied, transparency is laid on white, 16-bit gray keeps its high byte and
+    colours with an ICC profile become sRGB; a broken profile is ignored, as browsers do. `crop`
+    keeps the centre, `pad` keeps everything between black bars. A picture that has the size
+    already is not resampled. Raises RequestError.
+    """
+    picture = _open_image(data, field, name)
+    try:
+        picture.load()
+        rgb = _to_srgb(_upright(picture))
+    except Exception as error:  # PIL's decoders raise a dozen types for bad bytes
+        raise _broken_image(field, name, error) from error
+    fitted = _cropped(rgb, height, width) if fit == "crop" else _padded(rgb, height, width)
+    return ConditioningImage(
+        pixels=np.array(fitted),
+        sha256=hashlib.sha256(data).hexdigest(),
+        width=rgb.width,
+        height=rgb.height,
+    )
+
+
+_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+}
+
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _open_image(data: bytes, field: str, name: str) -> ImageFile.ImageFile:
+    """Read the header and judge it, before any pixel is decoded."""
+    if not data:
+        raise RequestError(f"{field}: must be a picture, got an empty file ({name!r}); replace it")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise too_large(field, MAX_IMAGE_BYTES, f"{len(data)} bytes", name)
+    kind = _image_kind(data)
+    if kind not in _PLUGINS:
+        raise RequestError(
+            f"{field}: must be a PNG, JPEG or WebP file, got {kind} ({name!r}); convert it to PNG"
+        )
+    try:
+        # Image.open would warn of a bomb at a limit of its own, and that limit is a global.
+        picture = _PLUGINS[kind](io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise _too_many_pixels(field, name, "more") from error
+    except Exception as error:  # PIL's plugins raise a dozen types for bad bytes
+        raise _broken_image(field, name, error) from error
+    if picture.width * picture.height > MAX_IMAGE_PIXELS:
+        raise _too_many_pixels(field, name, f"{picture.width}x{picture.height}")
+    if min(picture.size) < MIN_IMAGE_SIDE:
+        raise RequestError(
+            f"{field}: must be at least {MIN_IMAGE_SIDE} pixels a side, got "
+            f"{picture.width}x{picture.height} ({name!r}); use a larger picture"
+        )
+    if getattr(picture, "n_frames", 1) > 1:
+        raise RequestError(
+            f"{field}: must be one still picture, got an animation of "
+            f"{getattr(picture, 'n_frames', 1)} frames ({name!r}); save one of them as PNG"
+        )
+    return picture
+
+
+def _image_kind(data: bytes) -> str:
+    """`PNG`, `JPEG` or `WebP`, or words for what the bytes are instead."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    if data[4:8] == b"ftyp":
+        brands = {b"avif": "an AVIF file", b"heic": "a HEIC file", b"mif1": "a HEIC file"}
+        return brands.get(data[8:12], "a video file")
+    for magic, words in {
+        b"GIF8": "a GIF file",
+        b"BM": "a BMP file",
+        b"II*\0": "a TIFF file",
+        b"MM\0*": "a TIFF file",
+        b"%PDF": "a PDF file",
+    }.items():
+        if data.startswith(magic):
+            return words
+    if b"<svg" in data[:1000]:
+        return "an SVG file"
+    return f"a file that starts with {data[:12]!r}"
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it also writes the EXIF back, which fails for odd tags.
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF says nothing about orientation
+        return picture
+    method = _ORIENTATIONS.get(orientation) if isinstance(orientation, int) else None
+    return picture if method is None else picture.transpose(method)
+
+
+def _to_srgb(picture: Image.Image) -> Image.Image:
+    profile = picture.info.get("icc_profile")
+    if picture.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
+        picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        picture = Image.new("RGB", layer.size, "white")
+        picture.paste(layer, mask=layer.getchannel("A"))
+    if picture.mode not in {"L", "RGB", "CMYK"}:
+        picture = picture.convert("RGB")
+    return (_colour_managed(picture, profile) if profile else None) or picture.convert("RGB")
+
+
+def _colour_managed(picture: Image.Image, profile: bytes) -> Image.Image | None:
+    """`picture` in sRGB; None when it is there already, or its profile does not fit it."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return None
+        target = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(picture, source, target, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        return None
+
+
+def _cropped(picture: Image.Image, height: int, width: int) -> Image.Image:
+    scale = max(width / picture.width, height / picture.height)
+    left = max(0.0, (picture.width - width / scale) / 2)
+    top = max(0.0, (picture.height - height / scale) / 2)
+    if scale == 1:  # whole pixels only: half of one would blur the picture
+        return picture.crop((int(left), int(top), int(left) + width, int(top) + height))
+    box = (left, top, picture.width - left, picture.height - top)
+    return picture.resize((width, height), Image.Resampling.LANCZOS, box=box)
+
+
+def _padded(picture: Image.Image, height: int, width: int) -> Image.Image:
+    scale = min(width / picture.width, height / picture.height)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    canvas = Image.new("RGB", (width, height))
+    shrunk = picture.resize(size, Image.Resampling.LANCZOS)
+    canvas.paste(shrunk, ((width - size[0]) // 2, (height - size[1]) // 2))
+    return canvas
+
+
+def _too_many_pixels(field: str, name: str, got: str) -> RequestError:
+    return RequestError(
+        f"{field}: must have at most {MAX_IMAGE_PIXELS} pixels, got {got} ({name!r}); scale it down"
+    )
+
+
+def _broken_image(field: str, name: str, error: Exception) -> RequestError:
+    return RequestError(
+        f"{field}: must be a whole picture, got {name!r}, which does not decode "
+        f"({one_line(error)}); save or copy it again"
+    )
