@@ -18,7 +18,7 @@ from vidgen_ray.video_io import read_video
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
-IDS = ["a", "b", "c", "d"]
+IDS = ["a", "b", "c"]
 LENIENT = [
     "quality.min_temporal_score=0",
     "quality.max_flicker=9",
@@ -30,12 +30,12 @@ LENIENT = [
 
 
 class Batch:
-    """`vidgen batch` in a process of its own, over four slow clips."""
+    """`vidgen batch` in a process of its own, over three slow clips."""
 
     def __init__(self, folder: Path, overrides: dict[str, object]) -> None:
         self.folder = folder
         self.output = folder / "out"
-        self._overrides = {**overrides, "generation.num_inference_steps": 150}
+        self._overrides = {**overrides, "generation.num_inference_steps": 120}
         Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(folder / "photo.png")
         rows = [{"id": clip_id, "image": "photo.png", "prompt": "push in"} for clip_id in IDS]
         (folder / "jobs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -163,17 +163,16 @@ def test_a_request_that_kills_its_worker_is_quarantined_and_the_rest_finishes(
     assert records["b"].error is not None
     assert records["b"].error.message == "killed its worker 2 times in stage generate"
     assert len(killed) == 2
-    assert [records[name].status for name in "acd"] == ["accepted"] * 3
+    assert [records[name].status for name in "ac"] == ["accepted"] * 2
     assert not (batch.output / "b.mp4").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_the_run_and_leaves_it_resumable(batch: Batch, number: int) -> None:
+def test_a_signal_stops_the_run_and_leaves_it_resumable(batch: Batch) -> None:
     process = batch.start()
     batch.wait_for(second_is_generating)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     code, said = batch.finish(process, timeout_s=30)
-    assert code == 128 + number, said
+    assert code == 128 + signal.SIGTERM, said
     assert "run the same command again" in said
     status = batch.status()
     assert status is not None
