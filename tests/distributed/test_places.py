@@ -135,6 +135,17 @@ def ray_job(address: str, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def submit_first(address: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """The first job of a cluster: its agents may come up later than its dashboard."""
+    end = time.monotonic() + 90
+    while True:
+        submitted = ray_job(address, "submit", *words)
+        if "No available agent" not in submitted.stdout + submitted.stderr:
+            return submitted
+        assert time.monotonic() < end, submitted.stderr
+        time.sleep(2)
+
+
 def test_a_batch_as_a_ray_job_can_be_stopped_and_gone_on_with(
     cluster: str, photo: Path, sets: list[str], tmp_path: Path
 ) -> None:
@@ -145,7 +156,7 @@ def test_a_batch_as_a_ray_job_can_be_stopped_and_gone_on_with(
     entrypoint += ["--output", str(output), "--config", "nano", *sets]
     entrypoint += ["--num-inference-steps", "150"]
 
-    submitted = ray_job(cluster, "submit", "--no-wait", "--working-dir", ".", "--", *entrypoint)
+    submitted = submit_first(cluster, "--no-wait", "--working-dir", ".", "--", *entrypoint)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     found = re.search(r"raysubmit_\w+", submitted.stdout)
     assert found, submitted.stdout
