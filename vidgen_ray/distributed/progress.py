@@ -31,7 +31,7 @@ from vidgen_ray.schema import (
 )
 
 _POLL_S = 0.5
-_WRITE_S = 3.0
+_WRITE_S = 1.0
 _LINE_S = 30.0
 _STALE_S = 120.0
 _SILENCE_S = 30.0
