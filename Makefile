@@ -1,11 +1,12 @@
 # make run    generate the sample clips with the embedded model
 # make test   run the tests        make check   what CI runs
+# make check-all   with the slow tests and those that kill processes, 20 minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= outputs/samples
 
-.PHONY: run test check setup setup-dev lint clean
+.PHONY: run test check check-all setup setup-dev lint clean
 
 run: setup
 	@$(BIN)/vidgen batch data/samples/jobs.jsonl --config nano --output $(OUTPUT); \
@@ -15,6 +16,9 @@ test: setup-dev
 	$(BIN)/pytest -m "not slow and not gpu and not chaos" $(ARGS)
 
 check: setup-dev lint
+	$(BIN)/pytest -m "not gpu and not slow and not chaos" $(ARGS)
+
+check-all: setup-dev lint
 	$(BIN)/pytest -m "not gpu" $(ARGS)
 
 lint: setup-dev
