@@ -21,6 +21,7 @@ LENIENT = {
     "quality.max_flicker": 9,
     "quality.max_texture_change": 999,
     "quality.max_disorder": 99,
+    "quality.max_wobble_px": 999,
     "quality.max_cut_strength": 99,
     "quality.allow_static": True,
 }
