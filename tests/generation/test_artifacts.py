@@ -137,8 +137,6 @@ def test_attempts_at_other_content_do_not_count(store: ArtifactStore) -> None:
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     store = ArtifactStore(str(tmp_path))
     store.write("a.json", b"before")
-    with pytest.raises(TypeError):
-        (tmp_path / "x").write_bytes("not bytes")  # type: ignore[arg-type]
     with pytest.raises(ArtifactError, match="output: cannot write"):
         store.write("a.json", object())  # type: ignore[arg-type]
     assert store.read("a.json") == b"before"
