@@ -37,6 +37,10 @@ class ArtifactError(VidgenError):
     """The output store cannot be written or read."""
 
 
+class StoreError(VidgenError):
+    """The job store cannot be read or written."""
+
+
 class DatasetError(VidgenError):
     """A dataset or its annotations are wrong."""
 
