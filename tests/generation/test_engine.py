@@ -252,10 +252,10 @@ from vidgen_ray.schema import resolve_request
 config = load_config("nano", {tiny_overrides!r})
 engine = Engine(config)
 fields = dict(id="big", image={str(photo)!r}, prompt="pan", num_inference_steps=1)
-big = dict(num_frames=33, height=512, width=512, allow_untrained_shape=True)
+big = dict(num_frames=33, height=1024, width=1024, allow_untrained_shape=True)
 engine.generate(resolve_request(fields, config))
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
 try:
     engine.generate(resolve_request({{**fields, **big}}, config))
 except OutOfMemory as error:
