@@ -13,7 +13,7 @@ import posixpath
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,7 @@ class ArtifactStore:
     def commit(self, record: GenerationRecord) -> None:
         """Write the record: from now on the clip exists. Its attempts are removed."""
         self.write(f"{record.id}.json", _encode(record))
-        with _telling("clean", self._path(f"attempts/{record.id}")):
-            folder = self._path(f"attempts/{record.id}")
-            if self._fs.exists(folder):
-                self._fs.rm(folder, recursive=True)
+        self._remove_attempts(record.id)
 
     def save_attempt(self, record: GenerationRecord) -> None:
         """Keep the record of a rejected attempt, whose clip is at `attempt_name`."""
@@ -126,6 +123,48 @@ class ArtifactStore:
         return record.model_copy(
             update={"artifact": record.artifact.model_copy(update={"filename": final})}
         )
+
+    def read_record(self, clip_id: str) -> GenerationRecord | None:
+        """The committed record of one id, None where there is none or its clip is not whole."""
+        data = self.read(f"{clip_id}.json")
+        if data is None:
+            return None
+        record = _decode(self._path(f"{clip_id}.json"), data)
+        if record.artifact is not None:
+            path = self._path(record.artifact.filename)
+            with _telling("read", path):
+                try:
+                    size = self._fs.info(path)["size"]
+                except FileNotFoundError:
+                    return None
+            if size != record.artifact.size_bytes:
+                return None
+        return record
+
+    def address_of(self, name: str) -> str:
+        """The address of a file of this store, for those who read it by fsspec."""
+        path = self._path(name)
+        return path if self._is_local else str(self._fs.unstrip_protocol(path))
+
+    def local_path(self, name: str) -> Path | None:
+        """Where `name` lies on this machine, None in a store that is elsewhere."""
+        return Path(self._path(name)) if self._is_local else None
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy `name` to a local file."""
+        with _telling("read", self._path(name)):
+            self._fs.get_file(self._path(name), str(path))
+
+    def remove(self, clip_id: str) -> None:
+        """Remove a clip: its record first, then its files and attempts."""
+        for name in (f"{clip_id}.json", f"{clip_id}.mp4", f"thumbnails/{clip_id}.jpg"):
+            self.remove_file(name)
+        self._remove_attempts(clip_id)
+
+    def remove_file(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with _telling("remove", self._path(name)), suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
 
     def read_records(self) -> dict[str, GenerationRecord]:
         """Every committed record by id; one whose clip is gone or cut short does not count."""
@@ -153,6 +192,12 @@ class ArtifactStore:
         folder = f"attempts/{clip_id}"
         names = [f"{folder}/{name}" for name in self._sizes(folder) if name.endswith(".json")]
         return sorted(self._read_all(names), key=lambda record: record.attempt or 0)
+
+    def _remove_attempts(self, clip_id: str) -> None:
+        folder = self._path(f"attempts/{clip_id}")
+        with _telling("clean", folder):
+            if self._fs.exists(folder):
+                self._fs.rm(folder, recursive=True)
 
     def _read_all(self, names: Sequence[str]) -> list[GenerationRecord]:
         with _telling("read", self.address):

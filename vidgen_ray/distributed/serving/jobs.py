@@ -220,7 +220,7 @@ class JobStore:
         return sum(times) / len(times) if times else None
 
     def cancel(self, job_id: str, owner: str | None = None) -> Job | None:
-        """End an active job as `cancelled`; one that has ended stays. None: there is no such job."""
+        """End an active job as `cancelled`; an ended one stays. None: there is no such job."""
         ended = {"status": "cancelled", **self._ended()}
         with self._write() as connection:
             active = and_(_is(job_id, owner), jobs.c.status.in_(ACTIVE))

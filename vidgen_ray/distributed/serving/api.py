@@ -1,0 +1,85 @@
+"""The HTTP application: routes, errors, limits, and its OpenAPI description."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+
+from vidgen_ray import __version__
+from vidgen_ray.distributed.serving import problems
+from vidgen_ray.distributed.serving.clips import clip_routes
+from vidgen_ray.distributed.serving.context import Context, Owner, Serving
+from vidgen_ray.distributed.serving.exposition import gather_metrics
+from vidgen_ray.distributed.serving.videos import video_routes
+from vidgen_ray.distributed.serving.views import ModelList, ModelView
+from vidgen_ray.distributed.serving.vitals import Health
+
+_DESCRIPTION = """\
+One photo and one prompt become a clip of a few seconds, scored and judged.
+
+`POST /generate-video` waits for the clip. `POST /v1/videos` answers at once with a job to poll or
+to follow; it has the form of OpenAI's videos API, so that its clients work. Every error has the
+same shape and an `X-Request-ID` that the operator can find in the logs.
+"""
+
+_FORM_OVERHEAD_BYTES = 200_000
+
+
+def build_api(context: Context) -> FastAPI:
+    """The application around one ingress replica's parts."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        refreshing = asyncio.create_task(context.vitals.run())
+        yield
+        refreshing.cancel()
+
+    app = FastAPI(
+        title="vidgen-ray",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        # A data URI is a third longer than its bytes.
+        max_body_size=context.arguments.max_image_bytes * 4 // 3 + _FORM_OVERHEAD_BYTES,
+    )
+    app.state.context = context
+    problems.install(app)
+    app.include_router(clip_routes())
+    app.include_router(video_routes())
+
+    @app.get("/health", response_model=Health, tags=["Service"], summary="Health")
+    async def health() -> Health:
+        """Each deployment's status, the model, and the queue. Always quick, and open to anybody."""
+        return context.vitals.health
+
+    @app.get(
+        "/v1/models",
+        response_model=ModelList,
+        responses=problems.documented(401, 403),
+        tags=["Service"],
+        summary="Models",
+    )
+    async def models(context: Serving, owner: Owner) -> ModelList:
+        """The served model, and the LoRA adapters that go with it."""
+        base = context.intake.model_id
+        names = await asyncio.to_thread(context.intake.loras)
+        adapters = [
+            ModelView(id=name, created=int(path.stat().st_mtime), parent=base)
+            for name, path in names.items()
+        ]
+        return ModelList(data=[ModelView(id=base, created=0, parent=None), *adapters])
+
+    @app.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        responses=problems.documented(401, 403),
+        tags=["Service"],
+        summary="Metrics",
+    )
+    async def metrics(owner: Owner) -> PlainTextResponse:
+        """Of every node, for Prometheus: `ray_vidgen_*`, `ray_serve_*` and `ray_node_*`."""
+        return PlainTextResponse(await gather_metrics(), media_type="text/plain; version=0.0.4")
+
+    return app

@@ -1,0 +1,86 @@
+"""The application builder that Serve config files import: `vidgen_ray.distributed.serving.app`.
+
+Serve reads the annotation of `build_app`, so that this module must not postpone annotations.
+"""
+
+import os
+from pathlib import Path
+
+from ray import serve
+from ray.serve import Application
+
+from vidgen_ray.config import load_config
+from vidgen_ray.distributed.serving.arguments import ServingArguments
+from vidgen_ray.distributed.serving.dispatcher import Dispatcher
+from vidgen_ray.distributed.serving.ingress import Ingress
+from vidgen_ray.distributed.serving.jobs import JobStore
+from vidgen_ray.distributed.serving.keys import read_keys
+from vidgen_ray.distributed.serving.scorer import Scorer
+from vidgen_ray.distributed.serving.webhooks import check_secret
+from vidgen_ray.errors import ConfigError
+from vidgen_ray.generation.artifacts import ArtifactStore
+
+
+def build_app(args: ServingArguments) -> Application:
+    """Ingress -> Dispatcher -> Generator and Scorer. Everything that can be checked is, here.
+
+    Raises ConfigError, ArtifactError and StoreError.
+    """
+    from vidgen_ray.distributed.serving.generator import Generator  # imports torch
+
+    arguments = _effective(args)
+    load_config(arguments.config, arguments.settings)
+    read_keys(arguments.api_keys_file)
+    if (arguments.webhook_url or arguments.webhook_hosts) and not arguments.webhook_secret:
+        raise ConfigError(
+            "webhook_secret: needed to sign webhooks; set VIDGEN_WEBHOOK_SECRET to "
+            "whsec_$(openssl rand -base64 32)"
+        )
+    if arguments.webhook_secret:
+        check_secret(arguments.webhook_secret)
+    if arguments.lora_folder and not Path(arguments.lora_folder).is_dir():
+        raise ConfigError(f"lora_folder: must be a folder, got {arguments.lora_folder}")
+    ArtifactStore(arguments.output).check_writable()
+    assert arguments.database is not None
+    JobStore(arguments.database)
+    # What a config file does not say. One clip at a time; a wait is no load on the ingress.
+    generator = serve.deployment(max_ongoing_requests=1, ray_actor_options={"num_gpus": 1})
+    scorer = serve.deployment(max_ongoing_requests=1, ray_actor_options={"num_cpus": 1})
+    dispatcher = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0})
+    ingress = serve.deployment(max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0})
+    application: Application = ingress(Ingress).bind(
+        arguments,
+        dispatcher(Dispatcher).bind(
+            arguments, generator(Generator).bind(arguments), scorer(Scorer).bind(arguments)
+        ),
+    )
+    return application
+
+
+def _effective(args: ServingArguments) -> ServingArguments:
+    """With absolute paths, defaults filled in, and secrets from the environment."""
+    output = _absolute(args.output)
+    database = args.database or os.environ.get("VIDGEN_DATABASE_URL")
+    if database is None:
+        if "://" in output:
+            raise ConfigError(
+                f"database: needed where output is not a local folder ({output}); set it, or "
+                "VIDGEN_DATABASE_URL, to a PostgreSQL URL"
+            )
+        database = f"sqlite:///{output}/jobs.db"
+    keys = args.api_keys_file or os.environ.get("VIDGEN_API_KEYS_FILE")
+    config = _absolute(args.config) if args.config.endswith((".yaml", ".yml")) else args.config
+    return args.model_copy(
+        update={
+            "config": config,
+            "output": output,
+            "database": database,
+            "api_keys_file": _absolute(keys) if keys else None,
+            "lora_folder": _absolute(args.lora_folder) if args.lora_folder else None,
+            "webhook_secret": args.webhook_secret or os.environ.get("VIDGEN_WEBHOOK_SECRET"),
+        }
+    )
+
+
+def _absolute(address: str) -> str:
+    return address if "://" in address else os.path.abspath(os.path.expanduser(address))

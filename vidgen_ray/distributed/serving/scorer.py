@@ -1,0 +1,58 @@
+"""The deployment that scores, judges and commits clips, on CPUs."""
+
+import asyncio
+import logging
+
+from vidgen_ray.config import load_config
+from vidgen_ray.distributed.metrics import ScorerMetrics
+from vidgen_ray.distributed.serving.arguments import ServingArguments
+from vidgen_ray.distributed.serving.tasks import Made, Settled
+from vidgen_ray.generation import attempts
+from vidgen_ray.generation.artifacts import ArtifactStore
+from vidgen_ray.schema import GenerationRecord, Video
+
+logger = logging.getLogger("ray.serve")
+
+
+class Scorer:
+    """What follows the Generator: score, verdict, clip and record in the output store."""
+
+    def __init__(self, arguments: ServingArguments) -> None:
+        self._arguments = arguments
+        self._quality = load_config(arguments.config, arguments.settings).quality
+        self._artifacts = ArtifactStore(arguments.output)
+        self._metrics = ScorerMetrics()
+
+    async def settle(self, made: Made) -> Settled:
+        """Commit the attempt, or keep it and ask for another. Raises ArtifactError."""
+        work = asyncio.create_task(asyncio.to_thread(self._settle, made))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            raise
+
+    def _settle(self, made: Made) -> Settled:
+        record = GenerationRecord.model_validate_json(made.record)
+        video = None
+        if made.frames is not None:
+            assert record.request is not None
+            video = Video(made.frames, record.request.fps)
+            num_threads = self._arguments.num_cpus_per_score
+            record = attempts.with_score(record, video, self._quality, num_threads)
+        if made.image is not None:
+            self._artifacts.write_thumbnail(record.id, made.image)
+        final = attempts.settle(self._artifacts, record, video, self._quality.max_attempts)
+        settled = final or record
+        self._metrics.scored(settled)
+        logger.info(
+            "clip settled",
+            extra={
+                "job_id": record.id,
+                "http_request_id": made.http_request_id,
+                "attempt": record.attempt,
+                "verdict": settled.status if final else "retry",
+                "temporal_score": settled.score.score if settled.score else None,
+            },
+        )
+        return Settled(final.model_dump_json() if final else None)

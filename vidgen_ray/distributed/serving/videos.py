@@ -1,0 +1,201 @@
+"""The routes under /v1/videos: OpenAI's videos API, and what newsrooms need beyond it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from vidgen_ray.distributed.serving.context import Owner, Serving
+from vidgen_ray.distributed.serving.fields import VideoFields, read_body
+from vidgen_ray.distributed.serving.files import send_clip, send_thumbnail
+from vidgen_ray.distributed.serving.jobs import Job
+from vidgen_ray.distributed.serving.problems import documented, invalid, not_found
+from vidgen_ray.distributed.serving.uploads import remove_files
+from vidgen_ray.distributed.serving.views import DeletedVideo, Video, VideoList, encoded, view
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="The same key gives the same job, however often it is sent.",
+    ),
+]
+
+_KNOWN = (401, 403, 404, 503)
+
+
+def form_and_json(image_name: str) -> dict[str, Any]:
+    """The OpenAPI body of a create request, whose image is uploaded as `image_name`."""
+    schema = VideoFields.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    fields = {name: field for name, field in schema["properties"].items() if name != "lora"}
+    lora = {
+        "type": "string",
+        "description": 'A name of `/v1/models`, or {"name": ..., "scale": ...}',
+    }
+    image = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."}
+    reference = {
+        "type": "object",
+        "properties": {"image_url": {"type": "string", "description": "data:image/png;base64,..."}},
+        "required": ["image_url"],
+        "additionalProperties": False,
+    }
+    required = ["prompt", image_name]
+    common = {"type": "object", "additionalProperties": False, "required": required}
+    form = {**common, "properties": {**fields, "lora": lora, image_name: image}}
+    body = {**common, "properties": {**fields, "lora": lora, image_name: reference}}
+    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": body}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def video_routes() -> APIRouter:
+    """The router."""
+    router = APIRouter(prefix="/v1/videos", tags=["Videos"])
+
+    @router.post(
+        "",
+        response_model=Video,
+        responses=documented(400, 401, 403, 409, 413, 415, 422, 429, 503),
+        openapi_extra=form_and_json("input_reference"),
+        summary="Create a video",
+    )
+    async def create(
+        request: Request, context: Serving, owner: Owner, idempotency_key: IdempotencyKey = None
+    ) -> Response:
+        """Keep a job for one clip and answer at once; poll it, or follow its events.
+
+        Multipart or JSON. A clip is made from `input_reference`, an image. What is left out comes
+        from the server's configuration.
+        """
+        await context.intake.check_room()
+        body = await read_body(request, context.arguments.max_image_bytes)
+        job, _ = await context.intake.accept(body, owner, idempotency_key)
+        context.wake()
+        return _json(job)
+
+    @router.get(
+        "", response_model=VideoList, responses=documented(401, 403, 404, 422, 503), summary="List"
+    )
+    async def page(
+        context: Serving,
+        owner: Owner,
+        after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
+        limit: Annotated[int, Query(ge=0, le=100)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> VideoList:
+        """Your jobs by age, the newest first."""
+        if after is not None:
+            await context.find(after, owner)
+        try:
+            jobs, has_more = await asyncio.to_thread(
+                context.store.page, owner, after=after, limit=limit, order=order
+            )
+        except LookupError:
+            raise not_found(f"video {after!r}") from None
+        return VideoList(
+            data=[view(job) for job in jobs],
+            first_id=jobs[0].id if jobs else None,
+            last_id=jobs[-1].id if jobs else None,
+            has_more=has_more,
+        )
+
+    @router.get(
+        "/{video_id}", response_model=Video, responses=documented(*_KNOWN), summary="Retrieve"
+    )
+    async def retrieve(video_id: str, context: Serving, owner: Owner) -> Response:
+        """The job as it stands; `progress` counts the steps that are done."""
+        return _json(await context.find(video_id, owner))
+
+    @router.get(
+        "/{video_id}/events",
+        response_class=EventSourceResponse,
+        responses=documented(*_KNOWN),
+        summary="Follow",
+    )
+    async def events(
+        context: Serving, job: Annotated[Job, Depends(_found)]
+    ) -> AsyncGenerator[ServerSentEvent]:
+        """Server-sent events: the job at every step, until it ends.
+
+        `event` is `video.queued`, `video.in_progress`, `video.completed`, `video.failed`,
+        `video.cancelled` or `video.deleted`; `data` is the job.
+        """
+        async with contextlib.aclosing(context.watch.follow(job)) as changes:
+            async for change in changes:
+                if change is None:
+                    deleted = DeletedVideo(id=job.id).model_dump_json()
+                    yield ServerSentEvent(raw_data=deleted, event="video.deleted")
+                else:
+                    yield ServerSentEvent(raw_data=encoded(change), event=f"video.{change.status}")
+
+    @router.post(
+        "/{video_id}/cancel", response_model=Video, responses=documented(*_KNOWN), summary="Cancel"
+    )
+    async def cancel(video_id: str, context: Serving, owner: Owner) -> Response:
+        """Stop a clip within one step. The job stays, as `cancelled`; one that ended stays so."""
+        await context.find(video_id, owner)
+        job = await asyncio.to_thread(context.store.cancel, video_id, owner)
+        if job is None:
+            raise not_found(f"video {video_id!r}")
+        context.wake()
+        return _json(job)
+
+    @router.delete(
+        "/{video_id}", response_model=DeletedVideo, responses=documented(*_KNOWN), summary="Delete"
+    )
+    async def delete(video_id: str, context: Serving, owner: Owner) -> DeletedVideo:
+        """Remove job and clip; one that is being made is stopped first."""
+        job = await context.find(video_id, owner)
+        if not await asyncio.to_thread(context.store.remove, job.id, owner):
+            raise not_found(f"video {video_id!r}")
+        context.wake()
+        await asyncio.to_thread(remove_files, context.artifacts, job.id)
+        return DeletedVideo(id=job.id)
+
+    @router.get(
+        "/{video_id}/content",
+        response_class=Response,
+        responses={
+            200: {"description": "The clip or its thumbnail.", "content": _MEDIA},
+            206: {"description": "A range of it.", "content": _MEDIA},
+            304: {"description": "As the client has it."},
+            **documented(401, 403, 404, 409, 416, 422, 503),
+        },
+        summary="Download",
+    )
+    async def content(
+        request: Request,
+        video_id: str,
+        context: Serving,
+        owner: Owner,
+        variant: Literal["video", "thumbnail", "spritesheet"] = "video",
+    ) -> Response:
+        """The MP4, whole or by ranges; `variant=thumbnail` is the conditioning image, small."""
+        job = await context.find(video_id, owner)
+        if variant == "spritesheet":
+            raise invalid("variant: must be video or thumbnail; there are no sprite sheets")
+        if variant == "thumbnail":
+            return await send_thumbnail(request, context, job)
+        return await send_clip(request, context, job)
+
+    router.add_api_route("/{video_id}/content", content, methods=["HEAD"], include_in_schema=False)
+    return router
+
+
+async def _found(video_id: str, context: Serving, owner: Owner) -> Job:
+    return await context.find(video_id, owner)
+
+
+def _json(job: Job) -> Response:
+    return Response(encoded(job), media_type="application/json")
+
+
+_MEDIA: dict[str, Any] = {
+    "video/mp4": {"schema": {"type": "string", "format": "binary"}},
+    "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
+}

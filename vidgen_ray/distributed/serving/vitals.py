@@ -1,0 +1,157 @@
+"""What the service says of itself: looked up in the background, so that asking is always quick."""
+
+import asyncio
+import logging
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from ray import serve
+
+from vidgen_ray import __version__
+from vidgen_ray.config import Config
+from vidgen_ray.distributed.serving.arguments import ServingArguments
+from vidgen_ray.distributed.serving.intake import Intake
+from vidgen_ray.distributed.serving.jobs import JobStore
+from vidgen_ray.errors import ConfigError, StoreError
+
+logger = logging.getLogger("ray.serve")
+
+_REFRESH_S = 1.0
+
+
+class DeploymentHealth(BaseModel):
+    """A deployment as Serve sees it; `replicas` counts them by state."""
+
+    status: str
+    replicas: dict[str, int]
+
+
+class ModelHealth(BaseModel):
+    """The served model. `ready` says whether its facts are known, so that requests are checked."""
+
+    id: str
+    ready: bool
+    trained: bool | None = None
+    dtype: str
+    num_frames: int
+    height: int
+    width: int
+    fps: int
+    num_inference_steps: int
+    num_parameters: dict[str, int] = {}
+    profiles: list[str]
+    loras: list[str]
+
+
+class QueueHealth(BaseModel):
+    """Jobs that wait, up to `capacity`, and run. None: the store does not answer."""
+
+    queued: int | None
+    in_progress: int | None
+    capacity: int
+
+
+class Health(BaseModel):
+    """`ok`: everything runs. `degraded`: something does not, but the service answers."""
+
+    status: Literal["ok", "starting", "degraded"]
+    version: str
+    deployments: dict[str, DeploymentHealth]
+    model: ModelHealth
+    queue: QueueHealth
+
+
+class Vitals:
+    """The latest health, refreshed every second."""
+
+    def __init__(
+        self, arguments: ServingArguments, config: Config, store: JobStore, intake: Intake, app: str
+    ) -> None:
+        self._arguments = arguments
+        self._config = config
+        self._store = store
+        self._intake = intake
+        self._app = app
+        self._model = self._described()
+        self.health = self._judged({}, None)
+
+    async def run(self) -> None:
+        """Refresh until cancelled."""
+        opening = asyncio.create_task(asyncio.to_thread(self._open))
+        while True:
+            deployments = await asyncio.to_thread(self._deployments)
+            counts = await asyncio.to_thread(self._counts)
+            if opening.done():
+                self._model = self._described()
+            self.health = self._judged(deployments, counts)
+            await asyncio.sleep(_REFRESH_S)
+
+    def _open(self) -> None:
+        try:
+            _ = self._intake.checkpoint.num_parameters
+        except ConfigError as error:
+            logger.error("%s", error)
+
+    def _described(self) -> ModelHealth:
+        facts: dict[str, Any] = {"ready": False}
+        checkpoint = vars(self._intake).get("checkpoint")
+        if checkpoint is not None:
+            counts = vars(checkpoint).get("num_parameters", {})
+            facts = {"ready": True, "trained": checkpoint.trained, "num_parameters": _known(counts)}
+        defaults = self._config.generation
+        names = ("num_frames", "height", "width", "fps", "num_inference_steps")
+        return ModelHealth(
+            id=self._intake.model_id,
+            dtype=self._config.model.dtype,
+            profiles=sorted(self._config.profiles),
+            loras=sorted(self._intake.loras()),
+            **{name: getattr(defaults, name) for name in names},
+            **facts,
+        )
+
+    def _deployments(self) -> dict[str, DeploymentHealth]:
+        try:
+            app = serve.status().applications.get(self._app)
+        except Exception as error:  # the controller is away, or comes back
+            logger.warning("no status from Serve: %s", error)
+            return {}
+        return {
+            name: DeploymentHealth(
+                status=str(deployment.status.value),
+                replicas={str(state): n for state, n in deployment.replica_states.items()},
+            )
+            for name, deployment in (app.deployments if app else {}).items()
+        }
+
+    def _counts(self) -> dict[str, int] | None:
+        try:
+            return self._store.count()
+        except StoreError as error:
+            logger.error("%s", error)
+            return None
+
+    def _judged(
+        self, deployments: dict[str, DeploymentHealth], counts: dict[str, int] | None
+    ) -> Health:
+        states = {deployment.status for deployment in deployments.values()}
+        status: Literal["ok", "starting", "degraded"] = "ok"
+        if counts is None or not states <= {"HEALTHY", "UPDATING", "UPSCALING", "DOWNSCALING"}:
+            status = "degraded"
+        if not deployments or not self._model.ready:
+            status = "starting"
+        return Health(
+            status=status,
+            version=__version__,
+            deployments=deployments,
+            model=self._model,
+            queue=QueueHealth(
+                queued=None if counts is None else counts.get("queued", 0),
+                in_progress=None if counts is None else counts.get("in_progress", 0),
+                capacity=self._arguments.max_queued_jobs,
+            ),
+        )
+
+
+def _known(counts: dict[str, int]) -> dict[str, int]:
+    """Without the parts whose weights are not on this machine."""
+    return {part: count for part, count in counts.items() if count}
