@@ -1,0 +1,57 @@
+"""Put the trained parts together as one diffusers folder in fp16.
+
+    python -m recipes.nano.assemble VAE TEXT TRANSFORMER OUTPUT
+
+The arguments are the output folders of `train_vae`, `prepare_text` and `train_transformer`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDPMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXTransformer3DModel,
+)
+from transformers import T5EncoderModel, T5Tokenizer
+
+from recipes.nano.train_transformer import SCHEDULE
+from vidgen_ray.model.untrained import CARD_NAME
+
+MAX_BYTES = 30_000_000
+
+
+def main() -> None:
+    """Parse the command line and assemble."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("vae", "text", "transformer", "output"):
+        parser.add_argument(name, type=Path)
+    a = parser.parse_args()
+    size = assemble(a.vae, a.text, a.transformer, a.output)
+    print(f"{a.output}: {size / 1e6:.1f} MB")
+
+
+def assemble(vae: Path, text: Path, transformer: Path, output: Path) -> int:
+    """Write `output`; returns its size in bytes. Raises ValueError when it is over MAX_BYTES."""
+    pipeline = CogVideoXImageToVideoPipeline(
+        tokenizer=T5Tokenizer.from_pretrained(text / "tokenizer"),
+        text_encoder=T5EncoderModel.from_pretrained(transformer / "text_encoder"),
+        vae=AutoencoderKLCogVideoX.from_pretrained(vae / "vae"),
+        transformer=CogVideoXTransformer3DModel.from_pretrained(transformer / "transformer"),
+        scheduler=CogVideoXDPMScheduler(**SCHEDULE),
+    )
+    for part in (pipeline.text_encoder, pipeline.vae, pipeline.transformer):
+        torch.nn.Module.to(part, torch.float16)
+    pipeline.save_pretrained(output)
+    (output / CARD_NAME).write_text(json.dumps({"name": "nano", "trained": True}, indent=2) + "\n")
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    if size > MAX_BYTES:
+        raise ValueError(f"{output}: {size} bytes, at most {MAX_BYTES} may ship with the package")
+    return size
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""bf16 weights in training, with fp32 masters, a moving average, and two optimisers.
+
+Muon (Jordan et al. 2024) steps the matrices that it is given, AdamW all else. Gradients are
+averaged over the ranks of torch.distributed where it runs.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+WEIGHT_DECAY = 0.01
+MAX_GRADIENT_NORM = 1.0
+
+
+class MasterWeights:
+    """fp32 copies of `working` parameters, stepped by the gradients of the working ones."""
+
+    def __init__(
+        self,
+        working: Mapping[str, Tensor],
+        *,
+        learning_rate: float,
+        muon_learning_rate: float = 0.0,
+        by_muon: Callable[[str, Tensor], bool] = lambda name, weight: False,
+        ema_decay: float = 0.9993,
+    ) -> None:
+        self.working = dict(working)
+        self.masters = {n: _as_matrix(w.detach()).float().clone() for n, w in working.items()}
+        self.averages = {n: m.clone() for n, m in self.masters.items()}
+        self.ema_decay = ema_decay
+        self.step_count = 0
+        matrices = [m for n, m in self.masters.items() if by_muon(n, m)]
+        others = [(n, m) for n, m in self.masters.items() if not by_muon(n, m)]
+        decayed = [m for n, m in others if m.ndim > 1 and "pos_embedding" not in n]
+        plain = [m for n, m in others if m.ndim <= 1 or "pos_embedding" in n]
+        groups = [
+            {"params": decayed, "weight_decay": WEIGHT_DECAY},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
+        ]
+        if matrices:
+            self.optimizers.append(
+                torch.optim.Muon(
+                    matrices,
+                    lr=muon_learning_rate,
+                    weight_decay=WEIGHT_DECAY,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+        self._rates = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
+        self._write_back()
+
+    @torch.no_grad()
+    def step(self, rate: float) -> Tensor:
+        """One step with the learning rates times `rate`; returns the gradient's norm."""
+        self._take_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), MAX_GRADIENT_NORM)
+        for optimizer, rates in zip(self.optimizers, self._rates, strict=True):
+            for group, base in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = base * rate
+            optimizer.step()
+        self.step_count += 1
+        decay = min(self.ema_decay, (1 + self.step_count) / (20 + self.step_count))
+        torch._foreach_lerp_(list(self.averages.values()), list(self.masters.values()), 1 - decay)
+        self._write_back()
+        return norm
+
+    @torch.no_grad()
+    def put_averages(self) -> None:
+        """Give the working weights the moving averages: what is kept in the end."""
+        for name, weight in self.working.items():
+            weight.copy_(self.averages[name].view_as(weight))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a later process needs to go on exactly."""
+        return {
+            "masters": self.masters,
+            "averages": self.averages,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step_count": self.step_count,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        for name, master in self.masters.items():
+            master.copy_(state["masters"][name])
+            self.averages[name].copy_(state["averages"][name])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step_count = state["step_count"]
+        self._write_back()
+
+    def _take_gradients(self) -> None:
+        present = {n: w.grad for n, w in self.working.items() if w.grad is not None}
+        flat = torch.cat([gradient.flatten().float() for gradient in present.values()])
+        if distributed.is_initialized():
+            distributed.all_reduce(flat)
+            flat /= distributed.get_world_size()
+        for master in self.masters.values():
+            master.grad = None
+        parts = flat.split([gradient.numel() for gradient in present.values()])
+        for name, part in zip(present, parts, strict=True):
+            self.masters[name].grad = part.view_as(self.masters[name])
+            self.working[name].grad = None
+
+    def _write_back(self) -> None:
+        masters = [m.view_as(self.working[name]) for name, m in self.masters.items()]
+        with torch.no_grad():
+            torch._foreach_copy_(list(self.working.values()), masters)
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """A convolution's kernel as one row for each output, which is what Muon steps."""
+    return weight.flatten(1) if weight.ndim > 2 else weight

@@ -1,0 +1,52 @@
+"""Learn the vocabulary, and write prompts as token ids for the training.
+
+    python -m recipes.nano.prepare_text WORDS OUTPUT
+
+WORDS is a word list, one a line: /usr/share/dict/american-english of Debian's `wamerican`.
+OUTPUT gets tokenizer/ and prompts.npz (ids int16 [num_prompts, MAX_TOKENS], label int16).
+"""
+
+import argparse
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from recipes.nano.camera import MOVES, SPEEDS
+from recipes.nano.config import DEFAULT, load_recipe
+from recipes.nano.prompts import MAX_TOKENS, labelled_prompts, read_words
+from recipes.nano.tokenizer import train_tokenizer
+
+
+def main() -> None:
+    """Parse the command line and write both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("words", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--config", type=Path, default=DEFAULT)
+    arguments = parser.parse_args()
+    recipe = load_recipe(arguments.config)
+    words = read_words(arguments.words)
+    tokenizer = train_tokenizer(
+        arguments.output / "tokenizer", words, recipe.text.vocab_size, recipe.seed
+    )
+    prompts = list(islice(labelled_prompts(recipe.seed + 1, words), recipe.text.num_prompts))
+    encoded = tokenizer(
+        [prompt.text for prompt in prompts],
+        padding="max_length",
+        max_length=MAX_TOKENS,
+        truncation=True,
+        return_tensors="np",
+    )
+    speeds = list(SPEEDS)
+    labels = [MOVES.index(p.move) * len(SPEEDS) + speeds.index(p.speed) for p in prompts]
+    np.savez_compressed(
+        arguments.output / "prompts.npz",
+        ids=encoded["input_ids"].astype(np.int16),
+        label=np.array(labels, dtype=np.int16),
+    )
+    print(f"{len(tokenizer)} pieces, {len(prompts)} prompts")
+
+
+if __name__ == "__main__":
+    main()

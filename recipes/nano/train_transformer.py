@@ -1,0 +1,329 @@
+"""Train the transformer and the text encoder together, on clips rendered as training goes.
+
+    torchrun --nproc-per-node 2 -m recipes.nano.train_transformer PHOTOS VAE TEXT OUTPUT
+
+VAE is a folder of `train_vae`, TEXT one of `prepare_text`. Goes on from OUTPUT/state.pt if that is
+there; when the steps are done, OUTPUT holds transformer/ and text_encoder/.
+"""
+
+import argparse
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler, CogVideoXTransformer3DModel
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from torch import Tensor, nn
+from transformers import T5Config, T5EncoderModel
+
+from recipes.nano.camera import MOVES, SPEED_SPREAD, SPEEDS, path_of, render
+from recipes.nano.config import DEFAULT, RecipeConfig, load_recipe
+from recipes.nano.fast_vae import make_fast
+from recipes.nano.master_weights import MasterWeights
+from recipes.nano.photos import training_crops
+from recipes.nano.prompts import MAX_TOKENS
+from recipes.nano.training_run import Ranks, TrainingRun, cosine
+
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "snr_shift_scale": 1.0,
+    "clip_sample": False,
+    "timestep_spacing": "trailing",
+}
+NUM_TIMESTEPS = 1000
+NOISY_SHARE = 0.4  # of the samples, drawn from the noisy end; the others evenly
+MANY_NOISE = 700  # timesteps from here are reported apart
+RENDER_AT_ONCE = 8
+EMPTY_PROMPT = 1  # the end-of-text token, alone
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("photos", "vae", "text", "output"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--config", type=Path, default=DEFAULT)
+    parser.add_argument(
+        "--limit-s", type=float, default=math.inf, help="stop after, to go on later"
+    )
+    a = parser.parse_args()
+    train(a.photos, a.vae, a.text, a.output, load_recipe(a.config), a.limit_s)
+
+
+def train(
+    photos: Path,
+    vae_folder: Path,
+    text: Path,
+    output: Path,
+    recipe: RecipeConfig,
+    limit_s: float = math.inf,
+) -> bool:
+    """Train until done or `limit_s`; returns whether it is done, and the models are written."""
+    ranks = Ranks.join()
+    config = recipe.transformer
+    torch.manual_seed(recipe.seed)
+    student = Student(recipe).to(ranks.device, torch.bfloat16)
+    if ranks.device.type == "cuda":
+        for block in student.transformer.transformer_blocks:
+            block.compile(dynamic=False)
+    weights = MasterWeights(
+        dict(student.named_parameters()),
+        learning_rate=config.learning_rate,
+        muon_learning_rate=config.muon_learning_rate,
+        by_muon=_is_block_matrix,
+    )
+    run = TrainingRun(output, weights, ranks, config.num_steps, recipe.seed, limit_s)
+    clips = _Clips(photos, vae_folder, recipe, ranks)
+    clips.catch_up(weights.step_count)
+    prompts = _Prompts(text, ranks.device, config.prompt_dropout)
+    for step in run.steps():
+        clips.go_on(step)
+        latents, image_latents, labels = clips.sample(config.batch)
+        losses, timesteps = student.losses(latents, image_latents, prompts.sample(labels))
+        losses.mean().backward()
+        norm = weights.step(_rate(step, recipe))
+        noisy = (timesteps >= MANY_NOISE).float()
+        run.log(
+            loss=losses.mean(),
+            noisy=(losses * noisy).sum() / noisy.sum().clamp(min=1),
+            clear=(losses * (1 - noisy)).sum() / (1 - noisy).sum().clamp(min=1),
+            norm=norm,
+        )
+    if run.finished and ranks.first:
+        student.float()
+        weights.put_averages()
+        student.transformer.save_pretrained(output / "transformer")
+        student.text_encoder.save_pretrained(output / "text_encoder")
+    return run.finished
+
+
+class Student(nn.Module):
+    """The transformer, whose learned positions are a parameter here, and the text encoder."""
+
+    def __init__(self, recipe: RecipeConfig) -> None:
+        super().__init__()
+        channels = recipe.vae.architecture["latent_channels"]
+        self.transformer = CogVideoXTransformer3DModel(
+            in_channels=2 * channels,
+            out_channels=channels,
+            sample_height=recipe.height // 8,
+            sample_width=recipe.width // 8,
+            sample_frames=recipe.num_frames,
+            patch_size=2,
+            max_text_seq_length=MAX_TOKENS,
+            use_rotary_positional_embeddings=True,
+            use_learned_positional_embeddings=True,
+            **recipe.transformer.architecture,
+        )
+        self.text_encoder = T5EncoderModel(text_config(recipe))
+        self.scheduler = CogVideoXDPMScheduler(**SCHEDULE)
+        self._start_gently()
+        self.register_buffer(
+            "alphas_cumprod", self.scheduler.alphas_cumprod.float(), persistent=False
+        )
+        self._rotary: tuple[Tensor, Tensor] | None = None
+
+    def losses(
+        self, latents: Tensor, image_latents: Tensor, token_ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The v-prediction loss (Salimans, Ho 2022) of each clip, and its timestep.
+
+        `latents` are [batch, latent_frames, channels, h, w] as the transformer sees them,
+        `image_latents` [batch, channels, h, w], `token_ids` [batch, MAX_TOKENS].
+        """
+        timesteps = _timesteps(len(latents), latents.device)
+        signal = self.scheduler.alphas_cumprod.to(latents.device)[timesteps].view(-1, 1, 1, 1, 1)
+        latents, noise = latents.float(), torch.randn_like(latents, dtype=torch.float32)
+        noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+        velocity = signal.sqrt() * noise - (1 - signal).sqrt() * latents
+        condition = torch.zeros_like(noisy)
+        condition[:, 0] = image_latents
+        predicted = self.transformer(
+            hidden_states=torch.cat([noisy, condition], dim=2).bfloat16(),
+            encoder_hidden_states=self.text_encoder(token_ids)[0],
+            timestep=timesteps,
+            image_rotary_emb=self._positions(latents),
+            return_dict=False,
+        )[0]
+        return (predicted.float() - velocity).square().mean(dim=(1, 2, 3, 4)), timesteps
+
+    def _start_gently(self) -> None:
+        """Begin with no output, and learned positions that do not drown the content."""
+        nn.init.zeros_(self.transformer.proj_out.weight)
+        nn.init.zeros_(self.transformer.proj_out.bias)
+        embed = self.transformer.patch_embed
+        positions = embed.pos_embedding.detach().clone() * 0.3
+        positions[:, :MAX_TOKENS] = 0
+        del embed.pos_embedding  # a buffer in diffusers
+        embed.pos_embedding = nn.Parameter(positions)
+        with torch.no_grad():
+            self.text_encoder.shared.weight.mul_(0.3)
+
+    def _positions(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary positions as the pipeline makes them."""
+        if self._rotary is None:
+            grid = (latents.shape[3] // 2, latents.shape[4] // 2)
+            head_dim = self.transformer.config.attention_head_dim
+            rotary = get_3d_rotary_pos_embed(head_dim, ((0, 0), grid), grid, latents.shape[1])
+            self._rotary = tuple(part.to(latents.device) for part in rotary)
+        return self._rotary
+
+
+def text_config(recipe: RecipeConfig) -> T5Config:
+    """The text encoder's configuration."""
+    return T5Config(
+        vocab_size=recipe.text.vocab_size,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        is_encoder_decoder=False,
+        use_cache=False,
+        pad_token_id=0,
+        eos_token_id=1,
+        **recipe.transformer.text_encoder,
+    )
+
+
+def _is_block_matrix(name: str, weight: Tensor) -> bool:
+    inside = "transformer_blocks" in name and (".attn1.to_" in name or ".ff.net" in name)
+    return inside and weight.ndim == 2
+
+
+def _rate(step: int, recipe: RecipeConfig) -> float:
+    config = recipe.transformer
+    falling = (step / config.num_steps - config.constant_share) / (1 - config.constant_share)
+    return min(1.0, (step + 1) / config.warm_up_steps) * cosine(falling)
+
+
+def _timesteps(count: int, device: torch.device) -> Tensor:
+    """Spread over the whole range, with more at the noisy end, where the motion is decided."""
+    even = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
+    noisy = torch.rand(count, device=device) < NOISY_SHARE
+    levels = torch.where(noisy, 1 - NOISY_SHARE * even**2, even)
+    return (levels * NUM_TIMESTEPS).long().clamp(0, NUM_TIMESTEPS - 1)
+
+
+class _Prompts:
+    """Token ids of prompts by label (move and speed), from `prepare_text`."""
+
+    def __init__(self, folder: Path, device: torch.device, dropout: float) -> None:
+        with np.load(folder / "prompts.npz") as arrays:
+            order = np.argsort(arrays["label"], kind="stable")
+            self.ids = torch.from_numpy(arrays["ids"][order]).to(device)
+            counts = np.bincount(arrays["label"], minlength=len(MOVES) * len(SPEEDS))
+        self.counts = torch.from_numpy(counts).to(device)
+        self.starts = self.counts.cumsum(0) - self.counts
+        self.shares = self.counts / self.counts.sum()
+        self.dropout = dropout
+
+    def sample(self, labels: Tensor) -> Tensor:
+        """Token ids [batch, MAX_TOKENS]; some are the empty prompt, for guidance."""
+        draw = torch.rand(len(labels), device=labels.device)
+        chosen = self.starts[labels] + (draw * self.counts[labels]).long()
+        ids = self.ids[chosen].long()
+        empty = torch.zeros_like(ids)
+        empty[:, 0] = EMPTY_PROMPT
+        return torch.where(torch.rand_like(draw)[:, None] < self.dropout, empty, ids)
+
+
+@dataclass
+class _Clips:
+    """The latest rendered and encoded clips. What it holds depends on the step number alone."""
+
+    photos: Path
+    vae_folder: Path
+    recipe: RecipeConfig
+    ranks: Ranks
+    num_made: int = 0
+    latents: Tensor = field(init=False)
+    image_latents: Tensor = field(init=False)
+    labels: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        device = self.ranks.device
+        self.crops = training_crops(self.photos, self.recipe, device)
+        vae = AutoencoderKLCogVideoX.from_pretrained(self.vae_folder).to(device, torch.bfloat16)
+        self.vae = make_fast(vae).eval().requires_grad_(False)
+        kept, channels = self.recipe.transformer.clips_kept, vae.config.latent_channels
+        frames = (self.recipe.num_frames - 1) // 4 + 1
+        picture = (channels, self.recipe.height // 8, self.recipe.width // 8)
+        self.latents = torch.empty(kept, frames, *picture, dtype=torch.bfloat16, device=device)
+        self.image_latents = torch.empty(kept, *picture, dtype=torch.bfloat16, device=device)
+        self.labels = torch.zeros(kept, dtype=torch.long, device=device)
+
+    def catch_up(self, step: int) -> None:
+        """Make what the buffer holds before `step`, as if all steps had been run."""
+        config = self.recipe.transformer
+        made = config.clips_at_start + config.new_clips * -(-step // config.steps_per_render)
+        self.num_made = max(0, made - config.clips_kept) // RENDER_AT_ONCE * RENDER_AT_ONCE
+        while self.num_made < made:
+            self._make(RENDER_AT_ONCE)
+
+    def go_on(self, step: int) -> None:
+        """Replace the oldest clips by new ones, every few steps."""
+        config = self.recipe.transformer
+        if step % config.steps_per_render == 0:
+            self._make(config.new_clips)
+
+    def sample(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, image latents and labels of random clips."""
+        held = min(self.num_made, len(self.labels))
+        chosen = torch.randint(held, (count,), device=self.labels.device)
+        return self.latents[chosen], self.image_latents[chosen], self.labels[chosen]
+
+    @torch.no_grad()
+    def _make(self, count: int) -> None:
+        with torch.random.fork_rng(self._cuda_devices()):
+            torch.manual_seed(
+                (self.recipe.seed * 7_368_787 + self.num_made) * self.ranks.count + self.ranks.rank
+            )
+            pixels, labels = _render_clips(self.crops, count, self.recipe)
+            latents, image_latents = self._encode(pixels.bfloat16())
+        places = torch.arange(self.num_made, self.num_made + count) % len(self.labels)
+        places = places.to(self.labels.device)
+        self.latents[places] = latents
+        self.image_latents[places] = image_latents
+        self.labels[places] = labels
+        self.num_made += count
+
+    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [count, frames, channels, h, w] and those of the first frame alone, scaled."""
+        scale = self.vae.config.scaling_factor
+        latents = self.vae._encode(pixels).chunk(2, dim=1)[0]
+        image = self.vae.encode(pixels[:, :, :1]).latent_dist.sample()
+        return (latents * scale).transpose(1, 2), image.squeeze(2) * scale
+
+    def _cuda_devices(self) -> list[int]:
+        device = self.ranks.device
+        return [device.index or 0] if device.type == "cuda" else []
+
+
+def _render_clips(crops: Tensor, count: int, recipe: RecipeConfig) -> tuple[Tensor, Tensor]:
+    """Clips of every move at every speed, and their labels."""
+    device = crops.device
+    moves = torch.randint(len(MOVES), (count,), device=device)
+    speeds = torch.multinomial(torch.tensor([0.45, 0.4, 0.15], device=device), count, True)
+    factors = torch.tensor(list(SPEEDS.values()), device=device)[speeds]
+    amounts = factors * (1 + SPEED_SPREAD * (2 * torch.rand(count, device=device) - 1))
+    times = torch.linspace(0, 1, recipe.num_frames, device=device).expand(count, -1)
+    photos = crops[torch.randint(len(crops), (count,), device=device)]
+    mirrored = (torch.rand(count, device=device) < 0.5)[:, None, None, None]
+    photos = torch.where(mirrored, photos.flip(3), photos)
+    pixels = render(photos, path_of(moves, amounts, times), (recipe.height, recipe.width))
+    return pixels, label_of(moves, speeds)
+
+
+def label_of(moves: Tensor, speeds: Tensor) -> Tensor:
+    """One number for a move and a speed; a camera that stands still has one speed."""
+    normal = list(SPEEDS).index("normal")
+    speeds = torch.where(moves == MOVES.index("static"), normal, speeds)
+    return moves * len(SPEEDS) + speeds
+
+
+if __name__ == "__main__":
+    main()

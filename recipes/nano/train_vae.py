@@ -1,0 +1,284 @@
+"""Train the VAE on stills, then on short clips of every motion.
+
+    torchrun --nproc-per-node 2 -m recipes.nano.train_vae PHOTOS OUTPUT
+
+Goes on from OUTPUT/state.pt if that is there; when the steps are done, OUTPUT/vae is the model.
+"""
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from torch import Tensor
+from torch.nn import functional as F
+
+from recipes.nano.camera import any_path, render
+from recipes.nano.config import DEFAULT, RecipeConfig, load_recipe
+from recipes.nano.fast_vae import make_fast
+from recipes.nano.master_weights import MasterWeights
+from recipes.nano.photos import load_crops, training_crops
+from recipes.nano.training_run import Ranks, TrainingRun, cosine
+
+CYCLE = ("clip", "still", "clip", "long")
+WHOLE_FRAMES_FROM = 0.8  # share of the steps; before it clips are cut to a window
+WINDOW = (96, 160)
+KL_WEIGHT = 2e-4
+STILL_LATENT_WEIGHT = 0.05  # frames that do not change should have latents that do not
+WARP_SHARE = 0.2  # of the steps: a warped latent must decode to the warped picture
+MAX_LATENT_NOISE = 0.1
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("photos", type=Path, help="folder with train/ and held_out/")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--config", type=Path, default=DEFAULT)
+    parser.add_argument(
+        "--limit-s", type=float, default=math.inf, help="stop after, to go on later"
+    )
+    arguments = parser.parse_args()
+    train(arguments.photos, arguments.output, load_recipe(arguments.config), arguments.limit_s)
+
+
+def train(photos: Path, output: Path, recipe: RecipeConfig, limit_s: float = math.inf) -> bool:
+    """Train until done or `limit_s`; returns whether it is done, and then OUTPUT/vae is written."""
+    ranks = Ranks.join()
+    torch.manual_seed(recipe.seed)
+    vae = make_fast(make_vae(recipe)).to(ranks.device, torch.bfloat16)
+    if ranks.device.type == "cuda":
+        vae.encoder.compile(dynamic=False)
+        vae.decoder.compile(dynamic=False)
+    crops = training_crops(photos, recipe, ranks.device)
+    by_muon = recipe.vae.muon_learning_rate > 0
+    weights = MasterWeights(
+        dict(vae.named_parameters()),
+        learning_rate=recipe.vae.learning_rate,
+        muon_learning_rate=recipe.vae.muon_learning_rate,
+        by_muon=lambda name, weight: by_muon and weight.ndim == 2 and min(weight.shape) >= 16,
+    )
+    run = TrainingRun(output, weights, ranks, recipe.vae.num_steps, recipe.seed, limit_s)
+    stage = _Stage(vae, crops, recipe)
+    for step in run.steps():
+        loss, error = stage.loss(step)
+        loss.backward()
+        norm = weights.step(stage.rate(step))
+        kind = stage.kind(step)
+        run.log(loss=loss, norm=norm, **{f"{kind}_psnr": _psnr(error)})
+    if run.finished and ranks.first:
+        vae.float()
+        weights.put_averages()
+        finish(vae.state_dict(), recipe, photos, output, ranks.device)
+    return run.finished
+
+
+def make_vae(recipe: RecipeConfig) -> AutoencoderKLCogVideoX:
+    """The VAE with fresh weights."""
+    return AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        temporal_compression_ratio=4,
+        sample_height=recipe.height,
+        sample_width=recipe.width,
+        scaling_factor=1.0,
+        **recipe.vae.architecture,
+    )
+
+
+@dataclass
+class _Stage:
+    """What one step does: a batch, and its loss."""
+
+    vae: AutoencoderKLCogVideoX
+    crops: Tensor
+    recipe: RecipeConfig
+
+    def kind(self, step: int) -> str:
+        return "still" if step < self.recipe.vae.still_steps else CYCLE[step % len(CYCLE)]
+
+    def rate(self, step: int) -> float:
+        config = self.recipe.vae
+        return min(1.0, (step + 1) / config.warm_up_steps) * cosine(step / config.num_steps)
+
+    def loss(self, step: int) -> tuple[Tensor, Tensor]:
+        """The loss and the mean square error, which is per value in -1..1."""
+        progress = step / self.recipe.vae.num_steps
+        pixels = self._batch(self.kind(step), progress > WHOLE_FRAMES_FROM)
+        mean, log_variance = self.vae._encode(pixels.bfloat16()).float().chunk(2, dim=1)
+        log_variance = log_variance.clamp(-30, 20)
+        latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        strength = MAX_LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, 1, device=latents.device)
+        latents = latents + strength * torch.randn_like(latents)
+        target = pixels
+        if torch.rand(()) < WARP_SHARE:
+            latents, target = _warped(latents, pixels)
+        decoded = self.vae._decode(latents.bfloat16()).sample.float()
+        loss = reconstruction_loss(
+            decoded, target, texture=progress >= self.recipe.vae.texture_from
+        )
+        loss = loss + KL_WEIGHT * 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+        if mean.shape[2] > 1:  # the first clips of a batch stand still
+            loss = loss + STILL_LATENT_WEIGHT * mean[:1].diff(dim=2).square().mean()
+        return loss, F.mse_loss(decoded.detach().clamp(-1, 1), target)
+
+    def _batch(self, kind: str, whole: bool) -> Tensor:
+        config, device = self.recipe.vae, self.crops.device
+        count, num_frames = {
+            "still": (config.still_batch, 1),
+            "clip": (config.clip_batch, 9),
+            "long": (config.long_clip_batch, 17),
+        }[kind]
+        stride = torch.randint(1, 4, (count, 1), device=device)
+        stride[0] = 0
+        times = stride * torch.arange(num_frames, device=device) / (self.recipe.num_frames - 1)
+        photos = self.crops[torch.randint(len(self.crops), (count,), device=device)]
+        photos = torch.where(_coin(count, 0.5, device), photos.flip(3), photos)
+        whole_size = (self.recipe.height, self.recipe.width)
+        size = whole_size if whole or kind == "still" else WINDOW
+        window = _window(count, size, whole_size, device)
+        return _relit(render(photos, any_path(count, times), size, window))
+
+
+def _window(
+    count: int, size: tuple[int, int], whole: tuple[int, int], device: torch.device
+) -> Tensor:
+    """Left, top, width and height of a random part of each frame, in fractions."""
+    high, wide = size[0] / whole[0], size[1] / whole[1]
+    corner = torch.rand(count, 2, device=device) * torch.tensor([1 - wide, 1 - high], device=device)
+    extent = torch.tensor([wide, high], device=device).expand(count, 2)
+    return torch.cat([corner, extent], dim=1)
+
+
+def _relit(pixels: Tensor) -> Tensor:
+    """A quarter of the clips in another exposure and tint."""
+    count, device = len(pixels), pixels.device
+    gain = 0.6 + 0.6 * torch.rand(count, 1, 1, 1, 1, device=device)
+    tint = 0.25 * (2 * torch.rand(count, 3, 1, 1, 1, device=device) - 1)
+    chosen = _coin(count, 0.25, device)[..., None]
+    return torch.where(chosen, (pixels * gain + tint).clamp(-1, 1), pixels)
+
+
+def _coin(count: int, probability: float, device: torch.device) -> Tensor:
+    return torch.rand(count, 1, 1, 1, device=device) < probability
+
+
+def _warped(latents: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Both cut to the same random part and enlarged, so that latents learn to move as pictures."""
+    count, device = len(latents), latents.device
+    scale = 0.8 + 0.2 * torch.rand(count, device=device)
+    shift = (1 - scale)[:, None] * (2 * torch.rand(count, 2, device=device) - 1)
+    theta = torch.zeros(count, 2, 3, device=device)
+    theta[:, 0, 0] = theta[:, 1, 1] = scale
+    theta[:, :, 2] = shift
+
+    def warp(values: Tensor) -> Tensor:
+        flat = values.flatten(1, 2)
+        grid = F.affine_grid(theta, [count, 1, *values.shape[3:]], align_corners=False)
+        return F.grid_sample(flat, grid, align_corners=False, padding_mode="border").unflatten(
+            1, values.shape[1:3]
+        )
+
+    return warp(latents), warp(pixels)
+
+
+def reconstruction_loss(decoded: Tensor, target: Tensor, *, texture: bool) -> Tensor:
+    """L1, L2, edges at two scales, SSIM, change over time, and the amount of fine texture.
+
+    Both are [num_clips, 3, num_frames, height, width] in -1..1.
+    """
+    loss = F.l1_loss(decoded, target) + F.mse_loss(decoded, target)
+    if decoded.shape[2] > 1:
+        loss = loss + 0.4 * F.l1_loss(decoded.diff(dim=2), target.diff(dim=2))
+    made, wanted = (clip.transpose(1, 2).flatten(0, 1) for clip in (decoded, target))
+    loss = loss + 0.5 * _edge_loss(made, wanted) + 0.15 * (1 - _ssim(made, wanted))
+    loss = loss + 0.5 * _edge_loss(F.avg_pool2d(made, 2), F.avg_pool2d(wanted, 2))
+    if texture:
+        loss = loss + 0.5 * F.l1_loss(_fine_energy(made), _fine_energy(wanted))
+    return loss
+
+
+def _edge_loss(made: Tensor, wanted: Tensor) -> Tensor:
+    across = F.l1_loss(made.diff(dim=-1), wanted.diff(dim=-1))
+    return across + F.l1_loss(made.diff(dim=-2), wanted.diff(dim=-2))
+
+
+def _ssim(made: Tensor, wanted: Tensor) -> Tensor:
+    """Mean structural similarity (Wang et al. 2004) over 7x7 boxes, for values in -1..1."""
+    mean_made, mean_wanted = F.avg_pool2d(made, 7, 1), F.avg_pool2d(wanted, 7, 1)
+    variance_made = F.avg_pool2d(made * made, 7, 1) - mean_made**2
+    variance_wanted = F.avg_pool2d(wanted * wanted, 7, 1) - mean_wanted**2
+    covariance = F.avg_pool2d(made * wanted, 7, 1) - mean_made * mean_wanted
+    light = (2 * mean_made * mean_wanted + 4e-4) / (mean_made**2 + mean_wanted**2 + 4e-4)
+    contrast = (2 * covariance + 3.6e-3) / (variance_made + variance_wanted + 3.6e-3)
+    return (light * contrast).mean()
+
+
+def _fine_energy(pictures: Tensor) -> Tensor:
+    """Root mean square of what a 3x3 blur takes away, over 8x8 boxes."""
+    fine = pictures - F.avg_pool2d(pictures, 3, 1, padding=1, count_include_pad=False)
+    return (F.avg_pool2d(fine**2, 8) + 1e-5).sqrt()
+
+
+def finish(
+    state: dict[str, Tensor],
+    recipe: RecipeConfig,
+    photos: Path,
+    output: Path,
+    device: torch.device,
+) -> None:
+    """Write OUTPUT/vae with the weights `state` and OUTPUT/vae.json with how good they are."""
+    vae = make_vae(recipe)
+    vae.load_state_dict(state)
+    vae.to(device).eval()
+    size = (recipe.photos.height, recipe.photos.width)
+    report = measure(vae, load_crops(photos / "held_out", size, 1).to(device), recipe)
+    vae.register_to_config(scaling_factor=round(1 / report["latent_std"], 6))
+    vae.save_pretrained(output / "vae")
+    (output / "vae.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report), flush=True)
+
+
+@torch.no_grad()
+def measure(
+    vae: AutoencoderKLCogVideoX, held_out: Tensor, recipe: RecipeConfig
+) -> dict[str, float]:
+    """PSNR of stills and of whole clips [dB], their sharpness, and the latents' deviation."""
+    torch.manual_seed(recipe.seed)
+    stills, clips, sharpness, latents = [], [], [], []
+    for photo in held_out.split(1):
+        for num_frames, errors in ((1, stills), (recipe.num_frames, clips)):
+            times = torch.linspace(0, 1, num_frames, device=photo.device)[None]
+            pixels = render(photo, any_path(1, times), (recipe.height, recipe.width))
+            latent = vae.encode(pixels).latent_dist.mode()
+            decoded = vae.decode(latent).sample.clamp(-1, 1)
+            errors.append(_psnr(F.mse_loss(decoded, pixels)))
+            if num_frames == 1:
+                sharpness.append(_laplacian_variance(decoded) / _laplacian_variance(pixels))
+            else:
+                latents.append(latent)
+    return {
+        "still_psnr_db": torch.stack(stills).mean().item(),
+        "least_still_psnr_db": torch.stack(stills).min().item(),
+        "clip_psnr_db": torch.stack(clips).mean().item(),
+        "still_sharpness": torch.stack(sharpness).median().item(),
+        "latent_std": torch.cat(latents).std().item(),
+    }
+
+
+def _psnr(mean_square_error: Tensor) -> Tensor:
+    return 10 * torch.log10(4 / mean_square_error.clamp(min=1e-10))
+
+
+def _laplacian_variance(clip: Tensor) -> Tensor:
+    weights = torch.tensor([0.299, 0.587, 0.114], device=clip.device)
+    grey = (clip * weights[:, None, None, None]).sum(1).transpose(0, 1)
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=clip.device)
+    return F.conv2d(grey, kernel[None, None]).var()
+
+
+if __name__ == "__main__":
+    main()
