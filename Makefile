@@ -1,4 +1,5 @@
 # make run    generate the sample clips with the embedded model
+# make serve  serve the embedded model on http://127.0.0.1:8000
 # make test   run the tests        make check   what CI runs
 # make check-all   with the slow tests and those that kill processes, 20 minutes
 PYTHON ?= python3
@@ -6,11 +7,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= outputs/samples
 
-.PHONY: run test check check-all setup setup-dev lint clean
+.PHONY: run serve test check check-all setup setup-dev lint clean
 
 run: setup
 	@$(BIN)/vidgen batch data/samples/jobs.jsonl --config nano --output $(OUTPUT); \
 	code=$$?; if [ $$code -eq 0 ] || [ $$code -eq 3 ]; then exit 0; else exit $$code; fi
+
+serve: setup
+	$(BIN)/serve run configs/serve_nano.yaml --address local
 
 test: setup-dev
 	$(BIN)/pytest -m "not slow and not gpu and not chaos" $(ARGS)

@@ -206,6 +206,21 @@ def doctor(
     raise typer.Exit(0 if healthy else 1)
 
 
+@app.command()
+def key(
+    owner: Annotated[str, typer.Argument(help="Whose key it is: a desk, a tool, a person.")],
+) -> None:
+    """Make an API key for the server: `vidgen key desk >> keys.yaml`.
+
+    The key itself is shown once, on the terminal; the file gets its hash alone.
+    """
+    from vidgen_ray.distributed.serving.keys import new_key
+
+    secret, digest = new_key()
+    _errors.print(f"{secret}  (of {owner}; shown this once)", highlight=False, soft_wrap=True)
+    print(f"{owner}: {digest}")
+
+
 def main() -> None:
     """Run the command line; errors become one line and an exit code."""
     run_and_exit(app)

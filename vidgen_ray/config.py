@@ -193,7 +193,8 @@ def describe(error: ValidationError) -> list[str]:
 def shipped_configs() -> list[str]:
     """Names of the configurations inside the package."""
     folder = resources.files("vidgen_ray") / "configs"
-    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    names = [entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")]
+    return sorted(name for name in names if not name.startswith("serve_"))  # those are Ray Serve's
 
 
 def _locate(source: str | Path) -> Path:

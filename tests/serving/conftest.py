@@ -2,20 +2,21 @@
 
 import os
 import shutil
-import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
+from serving_process import LENIENT, Server, application, free_port
 
+from vidgen_ray.distributed.serving.keys import new_key
 
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+WEBHOOK_SECRET = "whsec_" + "c2VjcmV0" * 5
 
 
 class PostgreSQL:
@@ -67,3 +68,93 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class Hook:
+    """A receiver of webhooks. It answers `answers` in turn, then 204."""
+
+    url: str = ""
+    answers: list[int] = field(default_factory=list)
+    received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+
+
+@pytest.fixture(scope="session")
+def hook() -> Iterator[Hook]:
+    """A real HTTP server that keeps what it gets."""
+    kept = Hook()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            kept.received.append(({k.lower(): v for k, v in self.headers.items()}, body))
+            self.send_response(kept.answers.pop(0) if kept.answers else 204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    kept.url = f"http://127.0.0.1:{listener.server_port}/hook"
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    yield kept
+    listener.shutdown()
+
+
+@pytest.fixture(scope="session")
+def api_keys() -> dict[str, tuple[str, str]]:
+    """A key and its hash for each of two owners."""
+    return {owner: new_key() for owner in ("desk", "sport")}
+
+
+@pytest.fixture(scope="session")
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_overrides: dict[str, object],
+    tiny_adapter: Path,
+    hook: Hook,
+    api_keys: dict[str, tuple[str, str]],
+) -> Iterator[Server]:
+    """A server with the tiny model: `/` is open to this machine, `/desks` needs API keys.
+
+    `/desks` also has a short queue, the strict quality gate with two attempts, webhooks, and
+    fetches URLs.
+    """
+    folder = tmp_path_factory.mktemp("server")
+    loras = folder / "loras"
+    shutil.copytree(tiny_adapter, loras / "press")
+    (loras / "not-a-lora.txt").write_text("x")
+    keys = folder / "keys.yaml"
+    keys.write_text("".join(f"{owner}: {digest}\n" for owner, (_, digest) in api_keys.items()))
+    common = {"lora_folder": str(loras), "model_id": "tiny", "max_image_bytes": 300_000}
+    # As in a configuration file: the steps come from a profile where the client names one.
+    settings = {**tiny_overrides}
+    del settings["generation.num_inference_steps"]
+    plain = {"output": str(folder / "open"), "settings": {**settings, **LENIENT}, **common}
+    keyed = {
+        "output": str(folder / "keyed"),
+        "settings": {**settings, "quality.max_attempts": 2, "quality.min_temporal_score": 1.0},
+        "api_keys_file": str(keys),
+        "max_queued_jobs": 2,
+        "max_dispatched_jobs": 1,
+        "fetch_image_urls": True,
+        "webhook_url": hook.url,
+        "webhook_hosts": ["hooks.example"],
+        "webhook_secret": WEBHOOK_SECRET,
+        **common,
+    }
+    applications = [application("vidgen", "/", plain), application("desks", "/desks", keyed)]
+    running = Server(folder, applications)
+    try:
+        running.start()
+        running.wait("/desks/health")
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    """A client of the open application."""
+    with httpx.Client(base_url=server.url, timeout=60) as session:
+        yield session

@@ -24,8 +24,6 @@ to follow; it has the form of OpenAI's videos API, so that its clients work. Eve
 same shape and an `X-Request-ID` that the operator can find in the logs.
 """
 
-_FORM_OVERHEAD_BYTES = 200_000
-
 
 def build_api(context: Context) -> FastAPI:
     """The application around one ingress replica's parts."""
@@ -41,8 +39,6 @@ def build_api(context: Context) -> FastAPI:
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
-        # A data URI is a third longer than its bytes.
-        max_body_size=context.arguments.max_image_bytes * 4 // 3 + _FORM_OVERHEAD_BYTES,
     )
     app.state.context = context
     problems.install(app)

@@ -12,6 +12,7 @@ from ray.serve import Application
 from vidgen_ray.config import load_config
 from vidgen_ray.distributed.serving.arguments import ServingArguments
 from vidgen_ray.distributed.serving.dispatcher import Dispatcher
+from vidgen_ray.distributed.serving.generator import Generator
 from vidgen_ray.distributed.serving.ingress import Ingress
 from vidgen_ray.distributed.serving.jobs import JobStore
 from vidgen_ray.distributed.serving.keys import read_keys
@@ -26,8 +27,6 @@ def build_app(args: ServingArguments) -> Application:
 
     Raises ConfigError, ArtifactError and StoreError.
     """
-    from vidgen_ray.distributed.serving.generator import Generator  # imports torch
-
     arguments = _effective(args)
     load_config(arguments.config, arguments.settings)
     read_keys(arguments.api_keys_file)

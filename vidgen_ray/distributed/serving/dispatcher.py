@@ -116,7 +116,7 @@ class Dispatcher:
                 task.cancel()
 
     async def _make(self, job: Job) -> None:
-        log = {"job_id": job.id, "http_request_id": job.http_request_id}
+        log = {"video_id": job.id, "http_request_id": job.http_request_id}
         assert job.lease_token is not None
         token = job.lease_token
         try:
@@ -161,7 +161,7 @@ class Dispatcher:
         if await asyncio.to_thread(self._store.finish, job.id, token, outcome):
             seconds = time.time() - job.created_at
             self._metrics.ended(outcome.status, seconds)
-            extra = {"job_id": job.id, "http_request_id": job.http_request_id}
+            extra = {"video_id": job.id, "http_request_id": job.http_request_id}
             logger.info("job %s", outcome.status, extra={**extra, "seconds": round(seconds, 3)})
             self._webhooks.wake()
         elif await asyncio.to_thread(self._store.get, job.id) is None:
@@ -174,7 +174,7 @@ class Dispatcher:
                 self._store.release, job.id, token, blame=blame, delay_s=delay_s
             )
         except StoreError as error:
-            logger.error("%s", error, extra={"job_id": job.id})  # the lease runs out by itself
+            logger.error("%s", error, extra={"video_id": job.id})  # the lease runs out by itself
 
     def _beat(self) -> None:
         """Renew the leases from a thread: the loop may be busy."""

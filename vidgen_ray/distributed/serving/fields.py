@@ -9,10 +9,12 @@ from typing import Any, Literal
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.datastructures import UploadFile
+from starlette.types import Message
 
 from vidgen_ray.distributed.serving.problems import ApiError, invalid, invalid_fields
 
 MAX_PROMPT_CHARACTERS = 10_000
+_FORM_OVERHEAD_BYTES = 200_000
 _DATA_URI = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 _IMAGE_FIELDS = ("input_reference", "image")
 
@@ -92,7 +94,9 @@ class Body:
 
 
 async def read_body(request: Request, max_image_bytes: int) -> Body:
-    """Read a multipart or JSON body. Raises ApiError."""
+    """Read a multipart or JSON body, up to what an image may take. Raises ApiError."""
+    # A data URI is a third longer than its bytes.
+    request = _bounded(request, max_image_bytes * 4 // 3 + _FORM_OVERHEAD_BYTES)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         values, image = await _form(request, max_image_bytes)
@@ -114,6 +118,25 @@ async def read_body(request: Request, max_image_bytes: int) -> Body:
             "input_reference, or give a data URI as its image_url"
         )
     return Body(fields, image, reference)
+
+
+def _bounded(request: Request, max_bytes: int) -> Request:
+    """The request, which raises ApiError 413 as soon as its body is known to be too large."""
+    error = ApiError(413, "too_large", f"the body must be at most {max_bytes} bytes")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:18]) > max_bytes:
+        raise error
+    num_bytes = 0
+
+    async def receive() -> Message:
+        nonlocal num_bytes
+        message = await request.receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > max_bytes:
+            raise error
+        return message
+
+    return Request(request.scope, receive)
 
 
 async def _form(request: Request, max_image_bytes: int) -> tuple[dict[str, Any], bytes | None]:

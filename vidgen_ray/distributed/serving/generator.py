@@ -1,28 +1,11 @@
-"""The deployment that holds the model: one clip at a time, step by step under its job's lease."""
+"""The deployment that holds the model: one clip at a time, whatever Serve's clients do."""
 
 import asyncio
-import logging
-import os
 import threading
 import time
-from typing import Any
 
-import torch
-
-from vidgen_ray.config import load_config
-from vidgen_ray.distributed.metrics import GeneratorMetrics
 from vidgen_ray.distributed.serving.arguments import ServingArguments
-from vidgen_ray.distributed.serving.jobs import JobStore
 from vidgen_ray.distributed.serving.tasks import ClipTask, Made
-from vidgen_ray.errors import ClipCancelled, EngineError, StoreError, VidgenError
-from vidgen_ray.generation import attempts
-from vidgen_ray.generation.content import hash_content
-from vidgen_ray.generation.engine import Engine
-from vidgen_ray.image_io import ConditioningImage, read_image
-from vidgen_ray.model.adapters import open_adapter
-from vidgen_ray.schema import GenerationRecord, GenerationRequest
-
-logger = logging.getLogger("ray.serve")
 
 _STALLED_S = 120.0
 
@@ -31,23 +14,17 @@ class Generator:
     """One model on one device. Weights are loaded before the replica counts as ready."""
 
     def __init__(self, arguments: ServingArguments) -> None:
-        self._arguments = arguments
-        self._config = load_config(arguments.config, arguments.settings)
-        assert arguments.database is not None
-        self._store = JobStore(arguments.database)
-        self._engine = Engine(self._config)
-        self._metrics = GeneratorMetrics()
-        load_s = self._engine.load()
+        # Imports torch, which takes seconds and which only a replica needs.
+        from vidgen_ray.distributed.serving.making import ClipMaker
+
+        self._clip_timeout_s = arguments.clip_timeout_s
+        self._maker = ClipMaker(arguments)
         # Serve does not stop a thread whose caller left: the next clip must wait for it here.
         self._lock = threading.Lock()
         self._deadline: float | None = None
-        logger.info("model loaded", extra={"load_s": round(load_s, 2), "pid": os.getpid()})
 
     async def generate(self, task: ClipTask) -> Made | None:
-        """Make one attempt. None: the lease was lost, nobody wants the clip any more.
-
-        What is wrong with the clip goes into its record.
-        """
+        """Make one attempt. None: the lease was lost, nobody wants the clip any more."""
         left = threading.Event()
         work = asyncio.create_task(asyncio.to_thread(self._work, task, left))
         try:
@@ -66,96 +43,8 @@ class Generator:
 
     def _work(self, task: ClipTask, left: threading.Event) -> Made | None:
         with self._lock:
-            self._deadline = time.monotonic() + self._arguments.clip_timeout_s
+            self._deadline = time.monotonic() + self._clip_timeout_s
             try:
-                return self._make(task, left)
+                return self._maker.make(task, left)
             finally:
                 self._deadline = None
-
-    def _make(self, task: ClipTask, left: threading.Event) -> Made | None:
-        log: dict[str, Any] = {"job_id": task.job_id, "http_request_id": task.http_request_id}
-        request = GenerationRequest.model_validate_json(task.request)
-        steps = _Steps(self._store, task, self._arguments.lease_s, left, self._metrics)
-        steps.report(0, request.num_inference_steps)
-        if steps.cancelled():
-            return None
-        logger.info("clip started", extra={**log, "attempt": task.attempt})
-        record = attempts.begin(request, task.attempt, "", task.job_id)
-        try:
-            image, record = self._prepared(record)
-            generation = self._engine.generate(
-                attempts.seeded_request(record),
-                steps.report,
-                steps.cancelled,
-                image=image,
-                timeout_s=self._arguments.clip_timeout_s,
-            )
-        except ClipCancelled:
-            logger.info("clip stopped", extra={**log, "step": steps.done})
-            return None
-        except VidgenError as error:
-            if isinstance(error.__cause__, torch.AcceleratorError):
-                # The CUDA context is gone: no later clip can work in this process.
-                logger.critical("%s", error, extra=log)
-                os._exit(1)
-            logger.warning("clip failed: %s", error, extra=log, exc_info=_cause(error))
-            record = attempts.failed(record, type(error).__name__, str(error), "generate")
-            return Made(record.model_dump_json(), task.http_request_id, None, None)
-        record = attempts.with_generation(record, generation)
-        self._metrics.made(record)
-        frames = generation.video.frames
-        return Made(record.model_dump_json(), task.http_request_id, image.pixels, frames)
-
-    def _prepared(self, record: GenerationRecord) -> tuple[ConditioningImage, GenerationRecord]:
-        request = record.request
-        assert request is not None
-        image = read_image(
-            request.image, height=request.height, width=request.width, fit=request.image_fit
-        )
-        checkpoint = self._engine.checkpoint
-        adapter = open_adapter(request.lora, checkpoint) if request.lora else None
-        digest = hash_content(
-            request, image.sha256, adapter.sha256 if adapter else None, self._config, checkpoint
-        )
-        record = record.model_copy(update={"content_hash": digest})
-        return image, attempts.with_image(record, image)
-
-
-class _Steps:
-    """The step callback: writes progress, renews the lease, and knows when to stop."""
-
-    def __init__(
-        self,
-        store: JobStore,
-        task: ClipTask,
-        lease_s: float,
-        left: threading.Event,
-        metrics: GeneratorMetrics,
-    ) -> None:
-        self._store = store
-        self._task = task
-        self._lease_s = lease_s
-        self._left = left
-        self._metrics = metrics
-        self._lost = False
-        self.done = 0
-
-    def report(self, done: int, total: int) -> None:
-        self.done = done
-        if torch.cuda.is_available():
-            self._metrics.vram(torch.cuda.memory_reserved() / 1e9, torch.cuda.get_device_name())
-        task = self._task
-        try:
-            held = self._store.step(task.job_id, task.lease_token, done, total, self._lease_s)
-        except StoreError as error:
-            # A clip outlives a database that is away for a while; the lease may not.
-            logger.warning("%s", error, extra={"job_id": task.job_id})
-        else:
-            self._lost = not held
-
-    def cancelled(self) -> bool:
-        return self._lost or self._left.is_set()
-
-
-def _cause(error: VidgenError) -> BaseException | None:
-    return error if isinstance(error, EngineError) else None

@@ -48,7 +48,7 @@ class Scorer:
         logger.info(
             "clip settled",
             extra={
-                "job_id": record.id,
+                "video_id": record.id,
                 "http_request_id": made.http_request_id,
                 "attempt": record.attempt,
                 "verdict": settled.status if final else "retry",

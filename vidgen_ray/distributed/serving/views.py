@@ -29,9 +29,17 @@ class LoraView(View):
     scale: float
 
 
-class Parameters(View):
-    """What decides the clip, every value effective."""
+class Video(View):
+    """A job, and the clip once it is there."""
 
+    id: str
+    object: Literal["video"] = "video"
+    status: JobStatus
+    progress: int = Field(ge=0, le=100, description="Steps done, in percent; 100 when completed.")
+    model: str
+    prompt: str
+    size: str = Field(description='Width and height, "720x480".')
+    seconds: str = Field(description="Duration of the clip, rounded.")
     seed: int = Field(description="The seed of the clip; of a later attempt, derived from yours.")
     num_frames: int
     fps: int
@@ -44,19 +52,6 @@ class Parameters(View):
     profile: str | None
     image_fit: Literal["crop", "pad"]
     lora: LoraView | None
-
-
-class Video(Parameters):
-    """A job, and the clip once it is there."""
-
-    id: str
-    object: Literal["video"] = "video"
-    status: JobStatus
-    progress: int = Field(ge=0, le=100, description="Steps done, in percent; 100 when completed.")
-    model: str
-    prompt: str
-    size: str = Field(description='Width and height, "720x480".')
-    seconds: str = Field(description="Duration of the clip, rounded.")
     created_at: int
     started_at: int | None
     completed_at: int | None = Field(description="When it ended, however it did.")

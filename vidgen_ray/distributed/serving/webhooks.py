@@ -91,7 +91,7 @@ class WebhookSender:
             problem = None if answer.is_success else f"status {answer.status_code}"
         except httpx.HTTPError as error:
             problem = f"{type(error).__name__}: {error}"
-        extra = {"job_id": delivery.job_id, "try": delivery.tries}
+        extra = {"video_id": delivery.job_id, "try": delivery.tries}
         if problem is None or delivery.tries > len(BACKOFF_S):
             await asyncio.to_thread(self._store.end_delivery, delivery.id)
             logger.info("webhook %s", problem or "delivered", extra=extra)
