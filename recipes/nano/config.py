@@ -41,6 +41,7 @@ class VaeConfig(_Section):
     clip_batch: int = Field(gt=0)
     long_clip_batch: int = Field(gt=0)
     warm_up_steps: int = Field(ge=0)
+    whole_frames_from: float = Field(ge=0, le=1)
     texture_from: float = Field(ge=0, le=1)
 
 
@@ -58,7 +59,6 @@ class TransformerConfig(_Section):
     prompt_dropout: float = Field(ge=0, lt=1)
     clips_at_start: int = Field(gt=0)
     clips_kept: int = Field(gt=0)
-    new_clips: int = Field(gt=0)
     steps_per_render: int = Field(gt=0)
 
 

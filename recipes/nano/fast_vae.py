@@ -18,8 +18,6 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import (
 from torch import Tensor
 from torch.nn import functional as F
 
-MEMORY_FORMAT = torch.channels_last
-
 Cache = Any  # what diffusers hands from one chunk of frames to the next
 
 
@@ -55,11 +53,10 @@ def _causal_conv(
     weight, bias, pad = module.conv.weight, module.conv.bias, (module.height_pad, module.width_pad)
     num_clips, _, num_frames = inputs.shape[:3]
     if num_frames == 1 and conv_cache is None:
-        picture = inputs.squeeze(2).contiguous(memory_format=MEMORY_FORMAT)
-        return F.conv2d(picture, weight.sum(2), bias, padding=pad).unsqueeze(2), None
+        return F.conv2d(inputs.squeeze(2), weight.sum(2), bias, padding=pad).unsqueeze(2), None
     past = conv_cache if conv_cache is not None else inputs[:, :, :1].expand(-1, -1, 2, -1, -1)
     frames = torch.cat([past, inputs], dim=2)
     stacked = torch.cat([frames[:, :, k : k + num_frames] for k in range(3)], dim=1)
-    pictures = stacked.transpose(1, 2).flatten(0, 1).contiguous(memory_format=MEMORY_FORMAT)
+    pictures = stacked.transpose(1, 2).flatten(0, 1)
     outputs = F.conv2d(pictures, weight.transpose(1, 2).flatten(1, 2), bias, padding=pad)
     return outputs.unflatten(0, (num_clips, num_frames)).transpose(1, 2), frames[:, :, -2:]

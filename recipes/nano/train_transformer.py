@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler, CogVideoXTransformer3DModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
@@ -243,6 +244,7 @@ class _Clips:
     latents: Tensor = field(init=False)
     image_latents: Tensor = field(init=False)
     labels: Tensor = field(init=False)
+    _graph: torch.cuda.CUDAGraph | None = None
 
     def __post_init__(self) -> None:
         device = self.ranks.device
@@ -259,16 +261,16 @@ class _Clips:
     def catch_up(self, step: int) -> None:
         """Make what the buffer holds before `step`, as if all steps had been run."""
         config = self.recipe.transformer
-        made = config.clips_at_start + config.new_clips * -(-step // config.steps_per_render)
+        made = config.clips_at_start + RENDER_AT_ONCE * -(-step // config.steps_per_render)
         self.num_made = max(0, made - config.clips_kept) // RENDER_AT_ONCE * RENDER_AT_ONCE
         while self.num_made < made:
-            self._make(RENDER_AT_ONCE)
+            self._make()
 
     def go_on(self, step: int) -> None:
-        """Replace the oldest clips by new ones, every few steps."""
+        """Replace the oldest clips by RENDER_AT_ONCE new ones, every few steps."""
         config = self.recipe.transformer
         if step % config.steps_per_render == 0:
-            self._make(config.new_clips)
+            self._make()
 
     def sample(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, image latents and labels of random clips."""
@@ -277,7 +279,7 @@ class _Clips:
         return self.latents[chosen], self.image_latents[chosen], self.labels[chosen]
 
     @torch.no_grad()
-    def _make(self, count: int) -> None:
+    def _make(self, count: int = RENDER_AT_ONCE) -> None:
         with torch.random.fork_rng(self._cuda_devices()):
             torch.manual_seed(
                 (self.recipe.seed * 7_368_787 + self.num_made) * self.ranks.count + self.ranks.rank
@@ -294,9 +296,28 @@ class _Clips:
     def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [count, frames, channels, h, w] and those of the first frame alone, scaled."""
         scale = self.vae.config.scaling_factor
-        latents = self.vae._encode(pixels).chunk(2, dim=1)[0]
-        image = self.vae.encode(pixels[:, :, :1]).latent_dist.sample()
-        return (latents * scale).transpose(1, 2), image.squeeze(2) * scale
+        moments, image_moments = self._moments(pixels)
+        image = DiagonalGaussianDistribution(image_moments).sample()
+        return (moments.chunk(2, dim=1)[0] * scale).transpose(1, 2), image.squeeze(2) * scale
+
+    def _moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the clip and of its first frame, [count, 2 * channels, frames, h, w].
+
+        On a GPU a CUDA graph does it: the kernels are so small that launching them dominates.
+        """
+        if not pixels.is_cuda:
+            return self.vae._encode(pixels), self.vae._encode(pixels[:, :, :1])
+        if self._graph is None:
+            self._graph_input = pixels.clone()
+            for _ in range(2):  # lets cuDNN choose its kernels
+                self.vae._encode(pixels), self.vae._encode(pixels[:, :, :1])
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                clip, image = self._graph_input, self._graph_input[:, :, :1]
+                self._graph_output = self.vae._encode(clip), self.vae._encode(image)
+        self._graph_input.copy_(pixels)
+        self._graph.replay()
+        return self._graph_output
 
     def _cuda_devices(self) -> list[int]:
         device = self.ranks.device

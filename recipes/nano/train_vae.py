@@ -8,12 +8,12 @@ Goes on from OUTPUT/state.pt if that is there; when the steps are done, OUTPUT/v
 import argparse
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recipes.nano.camera import any_path, render
@@ -24,11 +24,10 @@ from recipes.nano.photos import load_crops, training_crops
 from recipes.nano.training_run import Ranks, TrainingRun, cosine
 
 CYCLE = ("clip", "still", "clip", "long")
-WHOLE_FRAMES_FROM = 0.8  # share of the steps; before it clips are cut to a window
-WINDOW = (96, 160)
+WINDOW = (96, 160)  # of clips, before whole frames
 KL_WEIGHT = 2e-4
 STILL_LATENT_WEIGHT = 0.05  # frames that do not change should have latents that do not
-WARP_SHARE = 0.2  # of the steps: a warped latent must decode to the warped picture
+WARPED_SHARE = 0.2  # of the clips: a warped latent must decode to the warped picture
 MAX_LATENT_NOISE = 0.1
 
 
@@ -50,9 +49,6 @@ def train(photos: Path, output: Path, recipe: RecipeConfig, limit_s: float = mat
     ranks = Ranks.join()
     torch.manual_seed(recipe.seed)
     vae = make_fast(make_vae(recipe)).to(ranks.device, torch.bfloat16)
-    if ranks.device.type == "cuda":
-        vae.encoder.compile(dynamic=False)
-        vae.decoder.compile(dynamic=False)
     crops = training_crops(photos, recipe, ranks.device)
     by_muon = recipe.vae.muon_learning_rate > 0
     weights = MasterWeights(
@@ -89,6 +85,30 @@ def make_vae(recipe: RecipeConfig) -> AutoencoderKLCogVideoX:
     )
 
 
+class _Objective(nn.Module):
+    """The training loss of a batch of one shape."""
+
+    def __init__(self, vae: AutoencoderKLCogVideoX, texture: bool) -> None:
+        super().__init__()
+        self.vae = vae
+        self.texture = texture
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the mean square error per value in -1..1, of [count, 3, frames, h, w]."""
+        mean, log_variance = self.vae._encode(pixels.bfloat16()).float().chunk(2, dim=1)
+        log_variance = log_variance.clamp(-30, 20)
+        latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        strength = MAX_LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, 1, device=latents.device)
+        latents = latents + strength * torch.randn_like(latents)
+        latents, target = _some_warped(latents, pixels)
+        decoded = self.vae._decode(latents.bfloat16()).sample.float()
+        loss = reconstruction_loss(decoded, target, texture=self.texture)
+        loss = loss + KL_WEIGHT * 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+        if mean.shape[2] > 1:  # the last clip of a batch stands still
+            loss = loss + STILL_LATENT_WEIGHT * mean[-1:].diff(dim=2).square().mean()
+        return loss, F.mse_loss(decoded.detach().clamp(-1, 1), target)
+
+
 @dataclass
 class _Stage:
     """What one step does: a batch, and its loss."""
@@ -96,6 +116,7 @@ class _Stage:
     vae: AutoencoderKLCogVideoX
     crops: Tensor
     recipe: RecipeConfig
+    _graphed: dict[tuple[str, bool, bool], nn.Module] = field(default_factory=dict)
 
     def kind(self, step: int) -> str:
         return "still" if step < self.recipe.vae.still_steps else CYCLE[step % len(CYCLE)]
@@ -105,25 +126,23 @@ class _Stage:
         return min(1.0, (step + 1) / config.warm_up_steps) * cosine(step / config.num_steps)
 
     def loss(self, step: int) -> tuple[Tensor, Tensor]:
-        """The loss and the mean square error, which is per value in -1..1."""
+        """The loss and the mean square error of the step's batch."""
         progress = step / self.recipe.vae.num_steps
-        pixels = self._batch(self.kind(step), progress > WHOLE_FRAMES_FROM)
-        mean, log_variance = self.vae._encode(pixels.bfloat16()).float().chunk(2, dim=1)
-        log_variance = log_variance.clamp(-30, 20)
-        latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-        strength = MAX_LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, 1, device=latents.device)
-        latents = latents + strength * torch.randn_like(latents)
-        target = pixels
-        if torch.rand(()) < WARP_SHARE:
-            latents, target = _warped(latents, pixels)
-        decoded = self.vae._decode(latents.bfloat16()).sample.float()
-        loss = reconstruction_loss(
-            decoded, target, texture=progress >= self.recipe.vae.texture_from
+        kind, whole = self.kind(step), progress >= self.recipe.vae.whole_frames_from
+        pixels = self._batch(kind, whole)
+        return self._objective(kind, whole, progress >= self.recipe.vae.texture_from, pixels)(
+            pixels
         )
-        loss = loss + KL_WEIGHT * 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-        if mean.shape[2] > 1:  # the first clips of a batch stand still
-            loss = loss + STILL_LATENT_WEIGHT * mean[:1].diff(dim=2).square().mean()
-        return loss, F.mse_loss(decoded.detach().clamp(-1, 1), target)
+
+    def _objective(self, kind: str, whole: bool, texture: bool, pixels: Tensor) -> nn.Module:
+        """A CUDA graph for each shape: the kernels are so small that launching them dominates."""
+        key = (kind, whole or kind == "still", texture)
+        if key not in self._graphed:
+            objective: nn.Module = _Objective(self.vae, texture)
+            if pixels.is_cuda:
+                objective = torch.cuda.make_graphed_callables(objective, (pixels.clone(),))
+            self._graphed[key] = objective
+        return self._graphed[key]
 
     def _batch(self, kind: str, whole: bool) -> Tensor:
         config, device = self.recipe.vae, self.crops.device
@@ -133,7 +152,7 @@ class _Stage:
             "long": (config.long_clip_batch, 17),
         }[kind]
         stride = torch.randint(1, 4, (count, 1), device=device)
-        stride[0] = 0
+        stride[-1] = 0
         times = stride * torch.arange(num_frames, device=device) / (self.recipe.num_frames - 1)
         photos = self.crops[torch.randint(len(self.crops), (count,), device=device)]
         photos = torch.where(_coin(count, 0.5, device), photos.flip(3), photos)
@@ -166,21 +185,18 @@ def _coin(count: int, probability: float, device: torch.device) -> Tensor:
     return torch.rand(count, 1, 1, 1, device=device) < probability
 
 
-def _warped(latents: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Both cut to the same random part and enlarged, so that latents learn to move as pictures."""
-    count, device = len(latents), latents.device
+def _some_warped(latents: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """A share of the clips cut and enlarged, so that latents learn to move as pictures do."""
+    count, device = math.ceil(WARPED_SHARE * len(latents)), latents.device
     scale = 0.8 + 0.2 * torch.rand(count, device=device)
     shift = (1 - scale)[:, None] * (2 * torch.rand(count, 2, device=device) - 1)
-    theta = torch.zeros(count, 2, 3, device=device)
-    theta[:, 0, 0] = theta[:, 1, 1] = scale
-    theta[:, :, 2] = shift
+    theta = torch.cat([torch.diag_embed(scale[:, None].expand(-1, 2)), shift[..., None]], dim=2)
 
     def warp(values: Tensor) -> Tensor:
-        flat = values.flatten(1, 2)
-        grid = F.affine_grid(theta, [count, 1, *values.shape[3:]], align_corners=False)
-        return F.grid_sample(flat, grid, align_corners=False, padding_mode="border").unflatten(
-            1, values.shape[1:3]
-        )
+        part = values[:count]
+        grid = F.affine_grid(theta, [count, 1, *part.shape[3:]], align_corners=False)
+        flat = F.grid_sample(part.flatten(1, 2), grid, align_corners=False, padding_mode="border")
+        return torch.cat([flat.unflatten(1, part.shape[1:3]), values[count:]])
 
     return warp(latents), warp(pixels)
 
