@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import signal
@@ -174,6 +175,17 @@ class Server:
                 process.kill()
         self._process.kill()
         self._process.wait()
+
+    def entries(self, message: str) -> list[dict[str, Any]]:
+        """What the replicas of the Ray that runs now have logged under this message."""
+        assert self._process is not None
+        found = []
+        pattern = f"session_*_{self._process.pid}/logs/serve/replica_*.log"
+        for log in Path("/tmp/ray").glob(pattern):
+            for line in log.read_text().splitlines():
+                if f'"message": "{message}"' in line:
+                    found.append(json.loads(line))
+        return found
 
     def _all(self) -> list[psutil.Process]:
         assert self._process is not None

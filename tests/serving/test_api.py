@@ -410,19 +410,14 @@ class TestService:
         assert answer.headers["x-request-id"] == headers["X-Request-ID"]
         job_id = ended(client, answer.json()["id"])["id"]
 
-        def lines() -> list[dict[str, Any]]:
-            found = []
-            for log in Path("/tmp/ray").glob("session_2*/logs/serve/replica_vidgen_*.log"):
-                for line in log.read_text().splitlines():
-                    if f'"video_id": "{job_id}"' in line:
-                        found.append(json.loads(line))
-            return found
+        wanted = ("clip started", "clip settled", "job completed")
 
-        entries = until(lambda: lines() if len(lines()) >= 3 else None, 20)
-        assert entries is not None
-        messages = {entry["message"] for entry in entries}
-        assert {"clip started", "clip settled", "job completed"} <= messages
-        assert {entry["http_request_id"] for entry in entries} == {headers["X-Request-ID"]}
+        def entries() -> list[dict[str, Any]]:
+            everything = [entry for message in wanted for entry in server.entries(message)]
+            return [entry for entry in everything if entry["video_id"] == job_id]
+
+        assert until(lambda: len(entries()) == 3, 20)
+        assert {entry["http_request_id"] for entry in entries()} == {headers["X-Request-ID"]}
 
     def test_health_is_quick_while_a_clip_is_made(self, client: httpx.Client) -> None:
         video_id = post(client, num_inference_steps=SLOW).json()["id"]

@@ -128,7 +128,7 @@ class TestSchema:
         command += [f"{server.url}/openapi.json", "--checks", checks, "--max-examples", "20"]
         # The stream of events of a running job ends with the job: nothing to fuzz there.
         command += ["--exclude-path-regex", "events$", "--request-timeout", "60", "--workers", "1"]
-        command += ["--phases", "examples,coverage,fuzzing", "--seed", "1", "--no-color"]
+        command += ["--phases", "examples,coverage,fuzzing,stateful", "--seed", "1", "--no-color"]
         command += ["--suppress-health-check", "all"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

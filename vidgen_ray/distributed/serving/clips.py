@@ -10,8 +10,9 @@ from vidgen_ray.distributed.serving.context import Context, Owner, Serving
 from vidgen_ray.distributed.serving.fields import read_body
 from vidgen_ray.distributed.serving.files import send_clip
 from vidgen_ray.distributed.serving.jobs import Job
+from vidgen_ray.distributed.serving.openapi import form_and_json
 from vidgen_ray.distributed.serving.problems import ApiError, documented, not_found
-from vidgen_ray.distributed.serving.videos import IdempotencyKey, form_and_json
+from vidgen_ray.distributed.serving.videos import IdempotencyKey
 from vidgen_ray.distributed.serving.views import Video, encoded
 
 _MP4: dict[str, Any] = {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}

@@ -10,9 +10,10 @@ from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from vidgen_ray.distributed.serving.context import Owner, Serving
-from vidgen_ray.distributed.serving.fields import VideoFields, read_body
+from vidgen_ray.distributed.serving.fields import read_body
 from vidgen_ray.distributed.serving.files import send_clip, send_thumbnail
 from vidgen_ray.distributed.serving.jobs import Job
+from vidgen_ray.distributed.serving.openapi import LINKS, form_and_json
 from vidgen_ray.distributed.serving.problems import documented, invalid, not_found
 from vidgen_ray.distributed.serving.uploads import remove_files
 from vidgen_ray.distributed.serving.views import DeletedVideo, Video, VideoList, encoded, view
@@ -29,30 +30,6 @@ IdempotencyKey = Annotated[
 _KNOWN = (401, 403, 404, 503)
 
 
-def form_and_json(image_name: str) -> dict[str, Any]:
-    """The OpenAPI body of a create request, whose image is uploaded as `image_name`."""
-    schema = VideoFields.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    fields = {name: field for name, field in schema["properties"].items() if name != "lora"}
-    lora = {
-        "type": "string",
-        "description": 'A name of `/v1/models`, or {"name": ..., "scale": ...}',
-    }
-    image = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."}
-    reference = {
-        "type": "object",
-        "properties": {"image_url": {"type": "string", "description": "data:image/png;base64,..."}},
-        "required": ["image_url"],
-        "additionalProperties": False,
-    }
-    required = ["prompt", image_name]
-    common = {"type": "object", "additionalProperties": False, "required": required}
-    form = {**common, "properties": {**fields, "lora": lora, image_name: image}}
-    body = {**common, "properties": {**fields, "lora": lora, image_name: reference}}
-    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": body}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
 def video_routes() -> APIRouter:
     """The router."""
     router = APIRouter(prefix="/v1/videos", tags=["Videos"])
@@ -60,7 +37,10 @@ def video_routes() -> APIRouter:
     @router.post(
         "",
         response_model=Video,
-        responses=documented(400, 401, 403, 409, 413, 415, 422, 429, 503),
+        responses={
+            200: {"links": LINKS},
+            **documented(400, 401, 403, 409, 413, 415, 422, 429, 503),
+        },
         openapi_extra=form_and_json("input_reference"),
         summary="Create a video",
     )

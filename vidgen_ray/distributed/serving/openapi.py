@@ -1,0 +1,62 @@
+"""What the OpenAPI description says beyond the routes: the bodies of create requests, and links."""
+
+from typing import Any
+
+from vidgen_ray.distributed.serving.fields import VideoFields
+
+# A gray ramp of 32x32 pixels, so that the example can be sent as it is.
+_PIXELS = (
+    "iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAAAAABWESUoAAAAIklEQVR42mNkYcAPWNgJKeAkpIBjVMGoglEFg1EB428CCgA1"
+    "DQJqIWMu9QAAAABJRU5ErkJggg=="
+)
+_EXAMPLE = {
+    "prompt": "City hall at dusk, slow push in",
+    "num_inference_steps": 1,
+    "seed": 7,
+}
+
+
+def form_and_json(image_name: str) -> dict[str, Any]:
+    """The body of a create request, whose image is uploaded as `image_name`."""
+    fields = dict(VideoFields.model_json_schema()["properties"])
+    fields["lora"] = {
+        "type": "string",
+        "description": 'A name of `/v1/models`, or {"name": ..., "scale": ...} as JSON.',
+    }
+    image = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."}
+    reference = {
+        "type": "object",
+        "properties": {
+            "image_url": {"type": "string", "description": "`data:image/png;base64,...`"}
+        },
+        "required": ["image_url"],
+        "additionalProperties": False,
+    }
+    required = ["prompt", image_name]
+    common = {"type": "object", "additionalProperties": False, "required": required}
+    form = {**common, "properties": {**fields, image_name: image}}
+    body = {**common, "properties": {**fields, image_name: reference}}
+    example = {**_EXAMPLE, image_name: {"image_url": f"data:image/png;base64,{_PIXELS}"}}
+    content = {
+        "multipart/form-data": {"schema": form},
+        "application/json": {"schema": body, "example": example},
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _link(operation: str, description: str) -> dict[str, Any]:
+    path, method = operation.split()
+    reference = path.replace("/", "~1")
+    return {
+        "operationRef": f"#/paths/{reference}/{method}",
+        "parameters": {"video_id": "$response.body#/id"},
+        "description": description,
+    }
+
+
+LINKS = {
+    "Retrieve": _link("/v1/videos/{video_id} get", "Poll the job."),
+    "Cancel": _link("/v1/videos/{video_id}/cancel post", "Stop it."),
+    "Download": _link("/v1/videos/{video_id}/content get", "Its clip, when it is completed."),
+    "Delete": _link("/v1/videos/{video_id} delete", "Remove it."),
+}
