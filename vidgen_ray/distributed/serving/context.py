@@ -1,6 +1,5 @@
 """What the routes work with, and who is asking."""
 
-import asyncio
 import ipaddress
 from dataclasses import dataclass
 from typing import Annotated
@@ -39,10 +38,8 @@ class Context:
 
     async def find(self, video_id: str, owner: str) -> Job:
         """The owner's job. Raises ApiError 404."""
-        job = None
-        if ID_PATTERN.fullmatch(video_id):
-            job = await asyncio.to_thread(self.store.get, video_id, owner)
-        if job is None:
+        job = await self.watch.look(video_id) if ID_PATTERN.fullmatch(video_id) else None
+        if job is None or job.owner != owner:
             raise not_found(f"video {video_id[:120]!r}")
         return job
 
@@ -50,20 +47,20 @@ class Context:
 _bearer = HTTPBearer(auto_error=False, description="A key that `vidgen key` made.")
 
 
-def context_of(request: Request) -> Context:
+async def context_of(request: Request) -> Context:
     """The context of the application that answers `request`."""
     context: Context = request.app.state.context
     return context
 
 
-def authenticate(
+async def authenticate(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> str:
     """The owner that the request's API key names; ``""`` where no keys are configured.
 
     Raises ApiError 401, and 403 for strangers where there are no keys.
     """
-    context = context_of(request)
+    context = await context_of(request)
     if not context.keys.are_needed:
         if not context.arguments.allow_open_network and not _is_this_machine(request):
             raise ApiError(

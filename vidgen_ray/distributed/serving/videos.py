@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import Response
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import Response, StreamingResponse
 
-from vidgen_ray.distributed.serving.context import Owner, Serving
+from vidgen_ray.distributed.serving.context import Context, Owner, Serving
 from vidgen_ray.distributed.serving.fields import read_body
 from vidgen_ray.distributed.serving.files import send_clip, send_thumbnail
 from vidgen_ray.distributed.serving.jobs import Job
@@ -28,6 +28,12 @@ IdempotencyKey = Annotated[
 ]
 
 _KNOWN = (401, 403, 404, 503)
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events that are written already: a crowd is told for the price of one."""
+
+    media_type = "text/event-stream"
 
 
 def video_routes() -> APIRouter:
@@ -93,25 +99,19 @@ def video_routes() -> APIRouter:
 
     @router.get(
         "/{video_id}/events",
-        response_class=EventSourceResponse,
+        response_class=_EventStream,
         responses=documented(*_KNOWN),
         summary="Follow",
     )
-    async def events(
-        context: Serving, job: Annotated[Job, Depends(_found)]
-    ) -> AsyncGenerator[ServerSentEvent]:
+    async def events(video_id: str, context: Serving, owner: Owner) -> _EventStream:
         """Server-sent events: the job at every step, until it ends.
 
         `event` is `video.queued`, `video.in_progress`, `video.completed`, `video.failed`,
-        `video.cancelled` or `video.deleted`; `data` is the job.
+        `video.cancelled` or `video.deleted`; `data` is the job. It comes again every 15 s at least.
         """
-        async with contextlib.aclosing(context.watch.follow(job)) as changes:
-            async for change in changes:
-                if change is None:
-                    deleted = DeletedVideo(id=job.id).model_dump_json()
-                    yield ServerSentEvent(raw_data=deleted, event="video.deleted")
-                else:
-                    yield ServerSentEvent(raw_data=encoded(change), event=f"video.{change.status}")
+        job = await context.find(video_id, owner)
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        return _EventStream(_events(context, job), headers=headers)
 
     @router.post(
         "/{video_id}/cancel", response_model=Video, responses=documented(*_KNOWN), summary="Cancel"
@@ -167,8 +167,20 @@ def video_routes() -> APIRouter:
     return router
 
 
-async def _found(video_id: str, context: Serving, owner: Owner) -> Job:
-    return await context.find(video_id, owner)
+async def _events(context: Context, job: Job) -> AsyncGenerator[str]:
+    async with contextlib.aclosing(context.watch.follow(job)) as changes:
+        async for change in changes:
+            yield _event(change) if change else _deleted(job.id)
+
+
+@lru_cache(maxsize=1024)
+def _event(job: Job) -> str:
+    """An event as it is sent; one that many follow is written once."""
+    return f"event: video.{job.status}\ndata: {encoded(job)}\n\n"
+
+
+def _deleted(job_id: str) -> str:
+    return f"event: video.deleted\ndata: {DeletedVideo(id=job_id).model_dump_json()}\n\n"
 
 
 def _json(job: Job) -> Response:

@@ -1,4 +1,4 @@
-"""Following jobs: one look at the store for all who wait, however many they are."""
+"""Looking at jobs: one question to the store for all who ask at the same time."""
 
 import asyncio
 import contextlib
@@ -12,40 +12,56 @@ from vidgen_ray.errors import StoreError
 logger = logging.getLogger("ray.serve")
 
 _INTERVAL_S = 0.1
+_INTERVAL_S_PER_FOLLOWER = 0.002  # a crowd is told less often, or it would be all there is to do
+_RETRY_S = 1.0
+_REPEAT_S = 15.0  # so that nothing on the way takes a silent connection for a dead one
 
 
 class Watch:
-    """Tells its followers of changes to jobs. The store is asked while there are any."""
+    """Jobs for polls, and changes to them for followers. Nothing that was read is kept for later:
+    whoever asks while the store is being read waits for the next reading.
+    """
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
+        self._asked: dict[str, asyncio.Future[Job | None]] = {}
+        self._reading: asyncio.Task[None] | None = None
         self._followers: dict[str, set[asyncio.Event]] = defaultdict(set)
-        self._latest: dict[str, Job | None] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
+
+    async def look(self, job_id: str) -> Job | None:
+        """The job as it is in the store; None when there is none. Raises StoreError."""
+        future = self._asked.get(job_id)
+        if future is None:
+            future = self._asked[job_id] = asyncio.get_running_loop().create_future()
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read())
+        return await asyncio.shield(future)
 
     async def follow(self, job: Job) -> AsyncGenerator[Job | None]:
-        """The job now, then at every change, up to its end; None when it was removed."""
+        """The job now, at every change and every 15 s, up to its end; None when it was removed."""
         changed = asyncio.Event()
+        changed.set()  # `job` may be old already
         self._followers[job.id].add(changed)
-        self._latest.pop(job.id, None)  # the next look tells everybody, so nothing is missed
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._look())
+        if self._following is None or self._following.done():
+            self._following = asyncio.create_task(self._tick())
         seen: Job | None = job
         try:
             yield seen
             while seen is not None and not seen.has_ended:
-                await changed.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), _REPEAT_S)
+                due = not changed.is_set()
                 changed.clear()
-                latest = self._latest.get(job.id, seen)
-                if _visible(latest) != _visible(seen):
-                    seen = latest
-                    yield seen
+                with contextlib.suppress(StoreError):
+                    latest = await self.look(job.id)
+                    if due or _visible(latest) != _visible(seen):
+                        seen = latest
+                        yield seen
         finally:
-            followers = self._followers[job.id]
-            followers.discard(changed)
-            if not followers:
+            self._followers[job.id].discard(changed)
+            if not self._followers[job.id]:
                 del self._followers[job.id]
-                self._latest.pop(job.id, None)
 
     async def until_end(self, job: Job) -> Job | None:
         """The job when it has ended, None when it was removed."""
@@ -55,25 +71,36 @@ class Watch:
                 latest = change
         return latest
 
-    async def _look(self) -> None:
-        while self._followers:
-            followed = list(self._followers)
+    async def _read(self) -> None:
+        while self._asked:
+            asked, self._asked = self._asked, {}
             try:
-                jobs = await asyncio.to_thread(self._store.get_many, followed)
+                jobs = await asyncio.to_thread(self._store.get_many, list(asked))
+            except StoreError as error:
+                for future in asked.values():
+                    future.set_exception(error)
+                continue
+            for job_id, future in asked.items():
+                future.set_result(jobs.get(job_id))
+
+    async def _tick(self) -> None:
+        """Wake the followers of jobs that have changed."""
+        known: dict[str, tuple[str, int, int, int] | None] = {}
+        while self._followers:
+            try:
+                jobs = await asyncio.to_thread(self._store.get_many, list(self._followers))
             except StoreError as error:
                 logger.error("%s", error)
-                await asyncio.sleep(10 * _INTERVAL_S)
+                await asyncio.sleep(_RETRY_S)
                 continue
-            for job_id in followed:
-                if job_id not in self._followers:
-                    continue
-                latest = jobs.get(job_id)
-                known = job_id in self._latest
-                if not known or _visible(self._latest[job_id]) != _visible(latest):
-                    self._latest[job_id] = latest
+            now = {job_id: _visible(jobs.get(job_id)) for job_id in self._followers}
+            for job_id, state in now.items():
+                if job_id not in known or known[job_id] != state:
                     for changed in self._followers[job_id]:
                         changed.set()
-            await asyncio.sleep(_INTERVAL_S)
+            known = now
+            number = sum(len(followers) for followers in self._followers.values())
+            await asyncio.sleep(_INTERVAL_S + number * _INTERVAL_S_PER_FOLLOWER)
 
 
 def _visible(job: Job | None) -> tuple[str, int, int, int] | None:
