@@ -35,10 +35,13 @@ def tiny_overrides(tiny_folder: Path) -> dict[str, object]:
     """`--set` values that turn the nano configuration into one for the tiny checkpoint."""
     return {
         "model.checkpoint": str(tiny_folder),
+        "model.dtype": "float32",
         "generation.num_frames": 9,
         "generation.height": 64,
         "generation.width": 96,
         "generation.num_inference_steps": 3,
+        "generation.guidance_scale": 6.0,
+        "quality.max_attempts": 1,
     }
 
 

@@ -47,10 +47,21 @@ def assemble(vae: Path, text: Path, transformer: Path, output: Path) -> int:
         torch.nn.Module.to(part, torch.float16)
     pipeline.save_pretrained(output)
     (output / CARD_NAME).write_text(json.dumps({"name": "nano", "trained": True}, indent=2) + "\n")
+    _make_public(output)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     if size > MAX_BYTES:
         raise ValueError(f"{output}: {size} bytes, at most {MAX_BYTES} may ship with the package")
     return size
+
+
+def _make_public(folder: Path) -> None:
+    """Forget where the parts came from, and let everybody read them."""
+    for path in folder.rglob("*.*"):
+        path.chmod(0o644)
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
