@@ -64,7 +64,9 @@ class Video(View):
     temporal_score: float | None = Field(description="Of 1; see docs/batch.md.")
     verdict: Literal["accepted", "needs_review"] | None
     reasons: list[str] = Field(description="Why a clip needs review.")
-    stage_durations: dict[str, float] = Field(description="Seconds.")
+    stage_durations: dict[str, float] = Field(
+        description="Seconds: `queued`, each stage of the clip that was kept, and `total`."
+    )
     peak_memory_mb: float | None
 
 
@@ -128,7 +130,7 @@ def view(job: Job) -> Video:
         temporal_score=made.score.score if made and made.score else None,
         verdict=_verdict(made),
         reasons=made.reasons if made else [],
-        stage_durations=_durations(record),
+        stage_durations=_durations(job, record),
         peak_memory_mb=_megabytes(made.peak_vram_gb) if made else None,
         seed=made.seed if made and made.seed is not None else request.seed,
         num_frames=request.num_frames,
@@ -172,11 +174,16 @@ def _verdict(record: GenerationRecord | None) -> Literal["accepted", "needs_revi
     return "accepted" if record.status == "accepted" else "needs_review"
 
 
-def _durations(record: GenerationRecord | None) -> dict[str, float]:
-    if record is None:
-        return {}
-    stages = record.stages.model_dump(exclude_none=True)
-    return {name.removesuffix("_s"): round(seconds, 4) for name, seconds in stages.items()}
+def _durations(job: Job, record: GenerationRecord | None) -> dict[str, float]:
+    durations = {}
+    if job.started_at is not None:
+        durations["queued"] = job.started_at - job.created_at
+    if record is not None:
+        stages = record.stages.model_dump(exclude_none=True)
+        durations |= {name.removesuffix("_s"): seconds for name, seconds in stages.items()}
+    if job.ended_at is not None:
+        durations["total"] = job.ended_at - job.created_at
+    return {name: round(seconds, 4) for name, seconds in durations.items()}
 
 
 def _megabytes(gigabytes: float | None) -> float | None:
