@@ -37,7 +37,8 @@ SCHEDULE = {
     "clip_sample": False,
     "timestep_spacing": "trailing",
 }
-NUM_TIMESTEPS = 1000
+ALPHAS_CUMPROD = CogVideoXDPMScheduler(**SCHEDULE).alphas_cumprod.float()
+NUM_TIMESTEPS = len(ALPHAS_CUMPROD)
 NOISY_SHARE = 0.4  # of the samples, drawn from the noisy end; the others evenly
 MANY_NOISE = 700  # timesteps from here are reported apart
 RENDER_AT_ONCE = 8
@@ -53,8 +54,9 @@ def main() -> None:
     parser.add_argument(
         "--limit-s", type=float, default=math.inf, help="stop after, to go on later"
     )
+    parser.add_argument("--start", type=Path, help="a checkpoint folder to begin with")
     a = parser.parse_args()
-    train(a.photos, a.vae, a.text, a.output, load_recipe(a.config), a.limit_s)
+    train(a.photos, a.vae, a.text, a.output, load_recipe(a.config), a.limit_s, a.start)
 
 
 def train(
@@ -64,12 +66,16 @@ def train(
     output: Path,
     recipe: RecipeConfig,
     limit_s: float = math.inf,
+    start: Path | None = None,
 ) -> bool:
     """Train until done or `limit_s`; returns whether it is done, and the models are written."""
     ranks = Ranks.join()
     config = recipe.transformer
     torch.manual_seed(recipe.seed)
-    student = Student(recipe).to(ranks.device, torch.bfloat16)
+    student = Student(recipe)
+    if start:
+        student.load(start)
+    student.to(ranks.device, torch.bfloat16)
     if ranks.device.type == "cuda":
         for block in student.transformer.transformer_blocks:
             block.compile(dynamic=False)
@@ -123,36 +129,21 @@ class Student(nn.Module):
             **recipe.transformer.architecture,
         )
         self.text_encoder = T5EncoderModel(text_config(recipe))
-        self.scheduler = CogVideoXDPMScheduler(**SCHEDULE)
         self._start_gently()
-        self.register_buffer(
-            "alphas_cumprod", self.scheduler.alphas_cumprod.float(), persistent=False
-        )
-        self._rotary: tuple[Tensor, Tensor] | None = None
+
+    def load(self, checkpoint: Path) -> None:
+        """Begin with the weights of an assembled checkpoint."""
+        transformer = CogVideoXTransformer3DModel.from_pretrained(checkpoint / "transformer")
+        self.transformer.load_state_dict(transformer.state_dict())
+        text_encoder = T5EncoderModel.from_pretrained(checkpoint / "text_encoder")
+        self.text_encoder.load_state_dict(text_encoder.state_dict())
 
     def losses(
         self, latents: Tensor, image_latents: Tensor, token_ids: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The v-prediction loss (Salimans, Ho 2022) of each clip, and its timestep.
-
-        `latents` are [batch, latent_frames, channels, h, w] as the transformer sees them,
-        `image_latents` [batch, channels, h, w], `token_ids` [batch, MAX_TOKENS].
-        """
-        timesteps = _timesteps(len(latents), latents.device)
-        signal = self.scheduler.alphas_cumprod.to(latents.device)[timesteps].view(-1, 1, 1, 1, 1)
-        latents, noise = latents.float(), torch.randn_like(latents, dtype=torch.float32)
-        noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-        velocity = signal.sqrt() * noise - (1 - signal).sqrt() * latents
-        condition = torch.zeros_like(noisy)
-        condition[:, 0] = image_latents
-        predicted = self.transformer(
-            hidden_states=torch.cat([noisy, condition], dim=2).bfloat16(),
-            encoder_hidden_states=self.text_encoder(token_ids)[0],
-            timestep=timesteps,
-            image_rotary_emb=self._positions(latents),
-            return_dict=False,
-        )[0]
-        return (predicted.float() - velocity).square().mean(dim=(1, 2, 3, 4)), timesteps
+        """Loss and timestep of each clip; `token_ids` are [batch, MAX_TOKENS]."""
+        embeds = self.text_encoder(token_ids)[0]
+        return velocity_losses(self.transformer, latents, image_latents, embeds)
 
     def _start_gently(self) -> None:
         """Begin with no output, and learned positions that do not drown the content."""
@@ -166,14 +157,45 @@ class Student(nn.Module):
         with torch.no_grad():
             self.text_encoder.shared.weight.mul_(0.3)
 
-    def _positions(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotary positions as the pipeline makes them."""
-        if self._rotary is None:
-            grid = (latents.shape[3] // 2, latents.shape[4] // 2)
-            head_dim = self.transformer.config.attention_head_dim
-            rotary = get_3d_rotary_pos_embed(head_dim, ((0, 0), grid), grid, latents.shape[1])
-            self._rotary = tuple(part.to(latents.device) for part in rotary)
-        return self._rotary
+
+def velocity_losses(
+    transformer: CogVideoXTransformer3DModel,
+    latents: Tensor,
+    image_latents: Tensor,
+    prompt_embeds: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The v-prediction loss (Salimans, Ho 2022) of each clip at a random timestep, and that.
+
+    `latents` are [batch, latent_frames, channels, h, w] as the transformer sees them,
+    `image_latents` [batch, channels, h, w], `prompt_embeds` [batch, MAX_TOKENS, width].
+    """
+    timesteps = _timesteps(len(latents), latents.device)
+    signal = ALPHAS_CUMPROD.to(latents.device)[timesteps].view(-1, 1, 1, 1, 1)
+    latents, noise = latents.float(), torch.randn_like(latents, dtype=torch.float32)
+    noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+    velocity = signal.sqrt() * noise - (1 - signal).sqrt() * latents
+    condition = torch.zeros_like(noisy)
+    condition[:, 0] = image_latents
+    predicted = transformer(
+        hidden_states=torch.cat([noisy, condition], dim=2).bfloat16(),
+        encoder_hidden_states=prompt_embeds,
+        timestep=timesteps,
+        image_rotary_emb=_rotary_positions(transformer, latents),
+        return_dict=False,
+    )[0]
+    return (predicted.float() - velocity).square().mean(dim=(1, 2, 3, 4)), timesteps
+
+
+def _rotary_positions(
+    transformer: CogVideoXTransformer3DModel, latents: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rotary positions as the pipeline makes them."""
+    grid = (latents.shape[3] // 2, latents.shape[4] // 2)
+    head_dim = transformer.config.attention_head_dim
+    cosine, sine = get_3d_rotary_pos_embed(
+        head_dim, ((0, 0), grid), grid, latents.shape[1], device=latents.device
+    )
+    return cosine, sine
 
 
 def text_config(recipe: RecipeConfig) -> T5Config:

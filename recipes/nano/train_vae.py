@@ -44,11 +44,20 @@ def main() -> None:
     train(arguments.photos, arguments.output, load_recipe(arguments.config), arguments.limit_s)
 
 
-def train(photos: Path, output: Path, recipe: RecipeConfig, limit_s: float = math.inf) -> bool:
+def train(
+    photos: Path,
+    output: Path,
+    recipe: RecipeConfig,
+    limit_s: float = math.inf,
+    start: Path | None = None,
+) -> bool:
     """Train until done or `limit_s`; returns whether it is done, and then OUTPUT/vae is written."""
     ranks = Ranks.join()
     torch.manual_seed(recipe.seed)
-    vae = make_fast(make_vae(recipe)).to(ranks.device, torch.bfloat16)
+    vae = make_vae(recipe)
+    if start:
+        vae.load_state_dict(AutoencoderKLCogVideoX.from_pretrained(start).state_dict())
+    make_fast(vae).to(ranks.device, torch.bfloat16)
     crops = training_crops(photos, recipe, ranks.device)
     by_muon = recipe.vae.muon_learning_rate > 0
     weights = MasterWeights(
