@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vidgen_ray.addresses import read_address
 from vidgen_ray.config import load_config
 from vidgen_ray.errors import ArtifactError
 from vidgen_ray.generation import attempts
@@ -168,3 +169,34 @@ def test_records_of_any_age_are_read(tmp_path: Path) -> None:
     )
     store.commit(record)
     assert store.read_records() == {"old": record}
+
+
+def test_one_record_is_read_by_its_id(store: ArtifactStore) -> None:
+    assert store.read_record("a") is None
+    committed = attempts.settle(store, make_record(), make_video(), max_attempts=1)
+    assert store.read_record("a") == committed
+    store.write("a.mp4", b"cut short")
+    assert store.read_record("a") is None
+    store.remove_file("a.mp4")
+    assert store.read_record("a") is None
+
+
+def test_a_clip_is_removed_with_all_that_is_its_own(store: ArtifactStore, tmp_path: Path) -> None:
+    attempts.settle(store, make_record(), make_video(), max_attempts=1)
+    attempts.settle(store, make_record(status="needs_review"), make_video(), max_attempts=2)
+    store.write_thumbnail("a", make_video().frames[0])
+    store.write("b.mp4", b"another")
+    store.fetch("a.mp4", tmp_path / "copy.mp4")
+    assert read_video(str(tmp_path / "copy.mp4")).frames.shape == (3, 32, 48, 3)
+    store.remove("a")
+    store.remove("a")
+    assert store.names("") == ["b.mp4"]
+    assert store.names("thumbnails") == []
+    assert store.read_attempts("a") == []
+
+
+def test_a_file_is_read_by_its_address(store: ArtifactStore) -> None:
+    store.write("uploads/a", b"image")
+    assert read_address(store.address_of("uploads/a"), field="image", max_bytes=99) == b"image"
+    path = store.local_path("uploads/a")
+    assert path is None or path.read_bytes() == b"image"

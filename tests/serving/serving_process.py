@@ -57,14 +57,12 @@ def until(condition: Callable[[], T], timeout_s: float = 60, every_s: float = 0.
     raise AssertionError(f"not within {timeout_s} s")
 
 
-def application(
-    name: str, prefix: str, args: dict[str, Any], generators: int = 1
-) -> dict[str, Any]:
+def application(name: str, prefix: str, args: dict[str, Any], **generator: Any) -> dict[str, Any]:
     """An application of a Serve config that asks for no CPUs, so that any number fit."""
     deployments = [
         {"name": "Ingress", "graceful_shutdown_timeout_s": 5},
         {"name": "Dispatcher", "graceful_shutdown_timeout_s": 60},
-        {"name": "Generator", "graceful_shutdown_timeout_s": 60, "num_replicas": generators},
+        {"name": "Generator", "graceful_shutdown_timeout_s": 60, **generator},
         {"name": "Scorer", "graceful_shutdown_timeout_s": 30},
     ]
     for deployment in deployments:

@@ -31,7 +31,7 @@ def applications(
 ) -> list[dict[str, Any]]:
     settings = {**tiny_overrides, **LENIENT}
     output = str(tmp_path_factory.mktemp("faults") / "out")
-    return [application("vidgen", "/", {"settings": settings, "output": output}, generators=2)]
+    return [application("vidgen", "/", {"settings": settings, "output": output}, num_replicas=2)]
 
 
 @pytest.fixture(scope="module")

@@ -155,6 +155,10 @@ class ArtifactStore:
         with _telling("read", self._path(name)):
             self._fs.get_file(self._path(name), str(path))
 
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder; none when there is no folder."""
+        return list(self._sizes(folder))
+
     def remove(self, clip_id: str) -> None:
         """Remove a clip: its record first, then its files and attempts."""
         for name in (f"{clip_id}.json", f"{clip_id}.mp4", f"thumbnails/{clip_id}.jpg"):

@@ -16,7 +16,11 @@ from vidgen_ray.distributed.metrics import DispatcherMetrics
 from vidgen_ray.distributed.serving.arguments import ServingArguments
 from vidgen_ray.distributed.serving.jobs import Job, JobStore, Outcome
 from vidgen_ray.distributed.serving.tasks import ClipTask, Settled
-from vidgen_ray.distributed.serving.uploads import remove_files
+from vidgen_ray.distributed.serving.uploads import (
+    StrayUploads,
+    remove_expired,
+    remove_files,
+)
 from vidgen_ray.distributed.serving.webhooks import WebhookSender
 from vidgen_ray.errors import StoreError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
@@ -188,20 +192,17 @@ class Dispatcher:
     async def _sweep(self) -> None:
         """Remove what has expired, and send webhooks."""
         webhooks = asyncio.create_task(self._webhooks.run())
+        strays = StrayUploads(self._store, self._artifacts)
         try:
             while True:
                 await asyncio.sleep(_SWEEP_S)
                 try:
-                    await asyncio.to_thread(self._remove_expired)
+                    await asyncio.to_thread(remove_expired, self._store, self._artifacts)
+                    await asyncio.to_thread(strays.sweep)
                 except VidgenError as error:
                     logger.error("%s", error)
         finally:
             webhooks.cancel()
-
-    def _remove_expired(self) -> None:
-        for job_id in self._store.expired():
-            remove_files(self._artifacts, job_id)
-            self._store.remove(job_id)
 
 
 def _outcome(record: GenerationRecord) -> Outcome:

@@ -1,0 +1,59 @@
+"""As on a cluster: jobs in PostgreSQL, clips in S3."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import httpx
+import pytest
+from serving_process import LENIENT, Server, application
+from test_api import ended, post
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket behind a real S3 API on this machine."""
+    from moto.server import ThreadedMotoServer
+
+    name = f"desk-{uuid.uuid4().hex[:8]}"
+    s3 = ThreadedMotoServer(port=0, verbose=False)
+    s3.start()
+    host, port = s3.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir(name)
+    yield name
+    s3.stop()
+
+
+def test_a_clip_with_postgresql_and_s3(
+    bucket: str, postgresql: Any, tmp_path: Path, tiny_overrides: dict[str, object]
+) -> None:
+    args = {
+        "settings": {**tiny_overrides, **LENIENT},
+        "output": f"s3://{bucket}/clips",
+        "database": postgresql.url,
+    }
+    server = Server(tmp_path, [application("vidgen", "/", args)])
+    try:
+        server.start()
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            job = ended(client, post(client).raise_for_status().json()["id"])
+            assert job["status"] == "completed"
+            whole = client.get(job["url"])
+            assert whole.content[4:8] == b"ftyp"
+            part = client.get(job["url"], headers={"Range": "bytes=4-7"})
+            assert (part.status_code, part.content) == (206, b"ftyp")
+            s3 = fsspec.filesystem("s3", skip_instance_cache=True)
+            assert any(job["id"] in name for name in s3.find(f"{bucket}/clips"))
+            client.delete(f"/v1/videos/{job['id']}").raise_for_status()
+            s3.invalidate_cache()
+            assert not any(job["id"] in name for name in s3.find(f"{bucket}/clips"))
+    finally:
+        server.stop()
