@@ -122,7 +122,9 @@ class TestSchema:
                 assert operation["responses"]["200"]["description"], (method, path)
 
     @pytest.mark.slow
-    def test_no_answer_is_undocumented_and_none_is_5xx(self, server: Server) -> None:
+    def test_no_answer_is_undocumented_and_none_is_5xx(
+        self, server: Server, tmp_path: Path
+    ) -> None:
         checks = (
             "not_a_server_error,status_code_conformance,content_type_conformance,"
             "response_headers_conformance,response_schema_conformance"
@@ -133,5 +135,7 @@ class TestSchema:
         command += ["--exclude-path-regex", "events$", "--request-timeout", "60", "--workers", "1"]
         command += ["--phases", "examples,coverage,fuzzing,stateful", "--seed", "1", "--no-color"]
         command += ["--suppress-health-check", "all"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False
+        )
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
