@@ -40,8 +40,9 @@ def main() -> None:
     parser.add_argument(
         "--limit-s", type=float, default=math.inf, help="stop after, to go on later"
     )
-    arguments = parser.parse_args()
-    train(arguments.photos, arguments.output, load_recipe(arguments.config), arguments.limit_s)
+    parser.add_argument("--start", type=Path, help="a VAE folder to begin with")
+    a = parser.parse_args()
+    train(a.photos, a.output, load_recipe(a.config), a.limit_s, a.start)
 
 
 def train(
