@@ -1,6 +1,7 @@
 """With API keys: who may ask, whose jobs are seen, the bounded queue, retries and webhooks."""
 
 import json
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -92,10 +93,15 @@ def test_a_rejected_clip_is_made_again_and_the_best_one_kept(desk: httpx.Client)
 def test_a_full_queue_answers_429_and_keeps_nothing(desk: httpx.Client) -> None:
     running = post(desk, num_inference_steps=SLOW).json()["id"]
     until(lambda: desk.get(f"/v1/videos/{running}").json()["status"] == "in_progress")
-    kept = [post(desk, num_inference_steps=1).json()["id"] for _ in range(2)]
+    headers = {"Idempotency-Key": f"k{time.time_ns()}"}
+    kept = [post(desk, num_inference_steps=1).json()["id"]]
+    kept.append(post(desk, num_inference_steps=1, headers=headers).json()["id"])
     full = post(desk, prompt="too much")
     problem(full, 429, "queue_full")
     assert 1 <= int(full.headers["retry-after"]) <= 300
+    assert post(desk, num_inference_steps=1, headers=headers).json()["id"] == kept[1]
+    other = {"Idempotency-Key": f"k{time.time_ns()}"}
+    problem(post(desk, prompt="too much", headers=other), 429, "queue_full")
     assert desk.get("/health").status_code == 200
     listed = desk.get("/v1/videos", params={"limit": 100}).json()["data"]
     assert "too much" not in [job["prompt"] for job in listed]

@@ -37,7 +37,8 @@ def clip_routes() -> APIRouter:
         A client that leaves cancels its clip. For clips that take minutes, `/v1/videos` survives a
         lost connection.
         """
-        await context.intake.check_room()
+        if idempotency_key is None:  # else the job may be there already
+            await context.intake.check_room()
         body = await read_body(request, context.arguments.max_image_bytes)
         job, is_new = await context.intake.accept(body, owner, idempotency_key)
         context.wake()

@@ -58,7 +58,8 @@ def video_routes() -> APIRouter:
         Multipart or JSON. A clip is made from `input_reference`, an image. What is left out comes
         from the server's configuration.
         """
-        await context.intake.check_room()
+        if idempotency_key is None:  # else the job may be there already
+            await context.intake.check_room()
         body = await read_body(request, context.arguments.max_image_bytes)
         job, _ = await context.intake.accept(body, owner, idempotency_key)
         context.wake()

@@ -1,0 +1,101 @@
+"""The Generator without Serve around it: one clip at a time, whatever became of the caller."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from serving_process import LENIENT, picture
+from test_jobs import lease, new
+
+from vidgen_ray.config import load_config
+from vidgen_ray.distributed.serving.arguments import ServingArguments
+from vidgen_ray.distributed.serving.generator import Generator
+from vidgen_ray.distributed.serving.jobs import JobStore
+from vidgen_ray.distributed.serving.tasks import ClipTask, Made
+from vidgen_ray.schema import GenerationRecord, resolve_request
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")  # for the metrics
+
+
+class Bench:
+    """A Generator and jobs for it."""
+
+    def __init__(self, folder: Path, settings: dict[str, object]) -> None:
+        self.url = f"sqlite:///{folder}/jobs.db"
+        self.store = JobStore(self.url)
+        self.config = load_config("nano", settings)
+        self.photo = folder / "photo.png"
+        self.photo.write_bytes(picture())
+        args = {"config": "nano", "settings": settings, "database": self.url}
+        self.generator = Generator(ServingArguments.model_validate(args))
+
+    def task(self, job_id: str, steps: int, image: Path | None = None) -> ClipTask:
+        """A job that is leased."""
+        fields = {"id": job_id, "image": str(image or self.photo), "prompt": "push in"}
+        request = resolve_request({**fields, "num_inference_steps": steps}, self.config)
+        self.store.add(new(job_id, request=request.model_dump_json()), max_queued=9)
+        (job,) = lease(self.store, lease_s=60)
+        return ClipTask(job_id, job.lease_token or "", 1, job.request, "r1")
+
+    def step(self, job_id: str) -> int:
+        """Steps done so far."""
+        job = self.store.get(job_id)
+        assert job is not None
+        return job.step
+
+    async def until_step(self, job_id: str, step: int) -> None:
+        """Wait until a step is done."""
+        while self.step(job_id) < step:
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny_overrides: dict[str, object]) -> Bench:
+    return Bench(tmp_path, {**tiny_overrides, **LENIENT})
+
+
+def test_the_next_clip_waits_until_a_left_one_has_stopped(bench: Bench) -> None:
+    async def scenario() -> Made | None:
+        first = asyncio.create_task(bench.generator.generate(bench.task("first", 1000)))
+        await bench.until_step("first", 3)
+        first.cancel()
+        second = await bench.generator.generate(bench.task("second", 30))
+        stopped_at = bench.step("first")
+        assert stopped_at < 900
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert bench.step("first") == stopped_at
+        return second
+
+    made = asyncio.run(scenario())
+    assert made is not None
+    assert made.frames is not None
+    assert made.frames.shape == (9, 64, 96, 3)
+
+
+def test_a_clip_stops_within_a_step_of_its_cancel(bench: Bench) -> None:
+    async def scenario() -> None:
+        work = asyncio.create_task(bench.generator.generate(bench.task("a", 1000)))
+        await bench.until_step("a", 3)
+        bench.store.cancel("a")
+        at = bench.step("a")
+        assert await work is None
+        assert bench.step("a") == at  # a step under a lost lease writes nothing
+
+    start = time.monotonic()
+    asyncio.run(scenario())
+    assert time.monotonic() - start < 30
+
+
+def test_what_is_wrong_with_a_clip_is_in_its_record(bench: Bench, tmp_path: Path) -> None:
+    task = bench.task("a", 2, image=tmp_path / "gone.png")
+    made = asyncio.run(bench.generator.generate(task))
+    assert made is not None
+    record = GenerationRecord.model_validate_json(made.record)
+    assert record.error is not None
+    assert record.error.kind == "RequestError"
+    assert made.frames is None
+    other = asyncio.run(bench.generator.generate(bench.task("b", 2)))
+    assert other is not None
+    assert GenerationRecord.model_validate_json(other.record).error is None
