@@ -36,7 +36,6 @@ class VaeConfig(_Section):
     still_steps: int = Field(ge=0)
     num_steps: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
-    muon_learning_rate: float = Field(ge=0)
     still_batch: int = Field(gt=0)
     clip_batch: int = Field(gt=0)
     long_clip_batch: int = Field(gt=0)

@@ -172,7 +172,7 @@ def _true_last_frame(path: Path, move: str, speed: str, shape: tuple[int, ...]) 
 
 
 def _psnr(made: Frames, wanted: Frames) -> float:
-    error = np.mean((made.astype(np.float64) - wanted) ** 2)
+    error = float(np.mean((made.astype(np.float64) - wanted) ** 2))
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 

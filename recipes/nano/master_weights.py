@@ -27,7 +27,7 @@ class MasterWeights:
         ema_decay: float = 0.9993,
     ) -> None:
         self.working = dict(working)
-        self.masters = {n: _as_matrix(w.detach()).float().clone() for n, w in working.items()}
+        self.masters = {n: w.detach().float().clone() for n, w in working.items()}
         self.averages = {n: m.clone() for n, m in self.masters.items()}
         self.ema_decay = ema_decay
         self.step_count = 0
@@ -73,7 +73,7 @@ class MasterWeights:
     def put_averages(self) -> None:
         """Give the working weights the moving averages: what is kept in the end."""
         for name, weight in self.working.items():
-            weight.copy_(self.averages[name].view_as(weight))
+            weight.copy_(self.averages[name])
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later process needs to go on exactly."""
@@ -109,11 +109,5 @@ class MasterWeights:
             self.working[name].grad = None
 
     def _write_back(self) -> None:
-        masters = [m.view_as(self.working[name]) for name, m in self.masters.items()]
         with torch.no_grad():
-            torch._foreach_copy_(list(self.working.values()), masters)
-
-
-def _as_matrix(weight: Tensor) -> Tensor:
-    """A convolution's kernel as one row for each output, which is what Muon steps."""
-    return weight.flatten(1) if weight.ndim > 2 else weight
+            torch._foreach_copy_(list(self.working.values()), list(self.masters.values()))

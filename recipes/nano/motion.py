@@ -58,7 +58,9 @@ def recognise(frames: Frames) -> tuple[str, Motion]:
 
 def measure_motion(frames: Frames) -> Motion:
     """Fit each stride's flow, and sum up."""
-    flow_of = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    flow_of = cv2.DISOpticalFlow_create(  # type: ignore[attr-defined]
+        cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
+    )
     greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames[::STRIDE]]
     size = (greys[0].shape[0], greys[0].shape[1])
     columns, seen = _model(size)

@@ -91,10 +91,17 @@ _ADJECTIVES = """
 """
 _ACTIONS = """
     standing|walking|sitting|waiting|looking at the camera|smiling|talking|running|resting|glowing
-    |reflected in water|covered in snow|lit by neon|drifting|settling in the dark|moving left
-    |moving right|on the left|on the right|going up|coming down|waving|crossing the street
-    |rising behind it|stirs|circles above|trembles on the wet ground|keeps moving|falls|burns
+    |reflected in water|covered in snow|lit by neon|drifting|settling in the dark|waving
+    |crossing the street|rising behind it|stirs|circles above|trembles on the wet ground|keeps moving|falls|burns
 """
+# Directions that are the scene's own: the camera must not follow them.
+_DISTRACTIONS = """
+    on the left|on the right|to the left of the door|to the right of it|moving left|moving right
+    |turning left|turning right|looking up|looking down|going up|coming down|rising up|falling down
+    |heading left|heading right|coming closer|moving away|up the hill|down the road|left behind
+    |leaning back|walking in|walking out|crossing from left to right|crossing from right to left
+"""
+_DISTRACTED_SHARE = 0.2
 _PREPOSITIONS = "in|on|near|beside|under|over|in front of|behind|at|with|by|before|after|along"
 _STYLES = """
     cinematic|golden hour|soft light|film grain|high detail|shallow depth of field|natural light
@@ -169,7 +176,9 @@ class _Writer:
 
     def _scene(self) -> str:
         scene = self._thing()
-        if self.rng.random() < 0.4:
+        if self.rng.random() < _DISTRACTED_SHARE:
+            scene += " " + _pick(self.rng, _DISTRACTIONS)
+        elif self.rng.random() < 0.4:
             scene += " " + _pick(self.rng, _ACTIONS)
         if self.rng.random() < 0.5:
             scene += f" {_pick(self.rng, _PREPOSITIONS)} {self._thing()}"

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler, CogVideoXTransformer3DModel
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
@@ -266,7 +265,6 @@ class _Clips:
     latents: Tensor = field(init=False)
     image_latents: Tensor = field(init=False)
     labels: Tensor = field(init=False)
-    _graph: torch.cuda.CUDAGraph | None = None
 
     def __post_init__(self) -> None:
         device = self.ranks.device
@@ -318,28 +316,9 @@ class _Clips:
     def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [count, frames, channels, h, w] and those of the first frame alone, scaled."""
         scale = self.vae.config.scaling_factor
-        moments, image_moments = self._moments(pixels)
-        image = DiagonalGaussianDistribution(image_moments).sample()
-        return (moments.chunk(2, dim=1)[0] * scale).transpose(1, 2), image.squeeze(2) * scale
-
-    def _moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the clip and of its first frame, [count, 2 * channels, frames, h, w].
-
-        On a GPU a CUDA graph does it: the kernels are so small that launching them dominates.
-        """
-        if not pixels.is_cuda:
-            return self.vae._encode(pixels), self.vae._encode(pixels[:, :, :1])
-        if self._graph is None:
-            self._graph_input = pixels.clone()
-            for _ in range(2):  # lets cuDNN choose its kernels
-                self.vae._encode(pixels), self.vae._encode(pixels[:, :, :1])
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                clip, image = self._graph_input, self._graph_input[:, :, :1]
-                self._graph_output = self.vae._encode(clip), self.vae._encode(image)
-        self._graph_input.copy_(pixels)
-        self._graph.replay()
-        return self._graph_output
+        latents = self.vae._encode(pixels).chunk(2, dim=1)[0]
+        image = self.vae.encode(pixels[:, :, :1]).latent_dist.sample()
+        return (latents * scale).transpose(1, 2), image.squeeze(2) * scale
 
     def _cuda_devices(self) -> list[int]:
         device = self.ranks.device

@@ -8,12 +8,12 @@ Goes on from OUTPUT/state.pt if that is there; when the steps are done, OUTPUT/v
 import argparse
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from recipes.nano.camera import any_path, render
@@ -60,13 +60,7 @@ def train(
         vae.load_state_dict(AutoencoderKLCogVideoX.from_pretrained(start).state_dict())
     make_fast(vae).to(ranks.device, torch.bfloat16)
     crops = training_crops(photos, recipe, ranks.device)
-    by_muon = recipe.vae.muon_learning_rate > 0
-    weights = MasterWeights(
-        dict(vae.named_parameters()),
-        learning_rate=recipe.vae.learning_rate,
-        muon_learning_rate=recipe.vae.muon_learning_rate,
-        by_muon=lambda name, weight: by_muon and weight.ndim == 2 and min(weight.shape) >= 16,
-    )
+    weights = MasterWeights(dict(vae.named_parameters()), learning_rate=recipe.vae.learning_rate)
     run = TrainingRun(output, weights, ranks, recipe.vae.num_steps, recipe.seed, limit_s)
     stage = _Stage(vae, crops, recipe)
     for step in run.steps():
@@ -95,30 +89,6 @@ def make_vae(recipe: RecipeConfig) -> AutoencoderKLCogVideoX:
     )
 
 
-class _Objective(nn.Module):
-    """The training loss of a batch of one shape."""
-
-    def __init__(self, vae: AutoencoderKLCogVideoX, texture: bool) -> None:
-        super().__init__()
-        self.vae = vae
-        self.texture = texture
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and the mean square error per value in -1..1, of [count, 3, frames, h, w]."""
-        mean, log_variance = self.vae._encode(pixels.bfloat16()).float().chunk(2, dim=1)
-        log_variance = log_variance.clamp(-30, 20)
-        latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-        strength = MAX_LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, 1, device=latents.device)
-        latents = latents + strength * torch.randn_like(latents)
-        latents, target = _some_warped(latents, pixels)
-        decoded = self.vae._decode(latents.bfloat16()).sample.float()
-        loss = reconstruction_loss(decoded, target, texture=self.texture)
-        loss = loss + KL_WEIGHT * 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-        if mean.shape[2] > 1:  # the last clip of a batch stands still
-            loss = loss + STILL_LATENT_WEIGHT * mean[-1:].diff(dim=2).square().mean()
-        return loss, F.mse_loss(decoded.detach().clamp(-1, 1), target)
-
-
 @dataclass
 class _Stage:
     """What one step does: a batch, and its loss."""
@@ -126,7 +96,6 @@ class _Stage:
     vae: AutoencoderKLCogVideoX
     crops: Tensor
     recipe: RecipeConfig
-    _graphed: dict[tuple[str, bool, bool], nn.Module] = field(default_factory=dict)
 
     def kind(self, step: int) -> str:
         return "still" if step < self.recipe.vae.still_steps else CYCLE[step % len(CYCLE)]
@@ -140,19 +109,7 @@ class _Stage:
         progress = step / self.recipe.vae.num_steps
         kind, whole = self.kind(step), progress >= self.recipe.vae.whole_frames_from
         pixels = self._batch(kind, whole)
-        return self._objective(kind, whole, progress >= self.recipe.vae.texture_from, pixels)(
-            pixels
-        )
-
-    def _objective(self, kind: str, whole: bool, texture: bool, pixels: Tensor) -> nn.Module:
-        """A CUDA graph for each shape: the kernels are so small that launching them dominates."""
-        key = (kind, whole or kind == "still", texture)
-        if key not in self._graphed:
-            objective: nn.Module = _Objective(self.vae, texture)
-            if pixels.is_cuda:
-                objective = torch.cuda.make_graphed_callables(objective, (pixels.clone(),))
-            self._graphed[key] = objective
-        return self._graphed[key]
+        return _objective(self.vae, pixels, progress >= self.recipe.vae.texture_from)
 
     def _batch(self, kind: str, whole: bool) -> Tensor:
         config, device = self.recipe.vae, self.crops.device
@@ -170,6 +127,22 @@ class _Stage:
         size = whole_size if whole or kind == "still" else WINDOW
         window = _window(count, size, whole_size, device)
         return _relit(render(photos, any_path(count, times), size, window))
+
+
+def _objective(vae: AutoencoderKLCogVideoX, pixels: Tensor, texture: bool) -> tuple[Tensor, Tensor]:
+    """The loss, and the mean square error per value in -1..1, of [count, 3, frames, h, w]."""
+    mean, log_variance = vae._encode(pixels.bfloat16()).float().chunk(2, dim=1)
+    log_variance = log_variance.clamp(-30, 20)
+    latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+    strength = MAX_LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, 1, device=latents.device)
+    latents = latents + strength * torch.randn_like(latents)
+    latents, target = _some_warped(latents, pixels)
+    decoded = vae._decode(latents.bfloat16()).sample.float()
+    loss = reconstruction_loss(decoded, target, texture=texture)
+    loss = loss + KL_WEIGHT * 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+    if mean.shape[2] > 1:  # the last clip of a batch stands still
+        loss = loss + STILL_LATENT_WEIGHT * mean[-1:].diff(dim=2).square().mean()
+    return loss, F.mse_loss(decoded.detach().clamp(-1, 1), target)
 
 
 def _window(
@@ -274,7 +247,9 @@ def measure(
 ) -> dict[str, float]:
     """PSNR of stills and of whole clips [dB], their sharpness, and the latents' deviation."""
     torch.manual_seed(recipe.seed)
-    stills, clips, sharpness, latents = [], [], [], []
+    stills: list[Tensor] = []
+    clips: list[Tensor] = []
+    sharpness, latents = [], []
     for photo in held_out.split(1):
         for num_frames, errors in ((1, stills), (recipe.num_frames, clips)):
             times = torch.linspace(0, 1, num_frames, device=photo.device)[None]

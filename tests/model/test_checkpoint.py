@@ -9,7 +9,7 @@ import torch
 
 from vidgen_ray.config import ModelConfig
 from vidgen_ray.errors import ConfigError
-from vidgen_ray.model.checkpoint import EMBEDDED_FOLDER, is_cached, load_pipeline, open_checkpoint
+from vidgen_ray.model.checkpoint import is_cached, load_pipeline, open_checkpoint
 from vidgen_ray.model.untrained import ARCHITECTURES, make_checkpoint
 
 

@@ -1,0 +1,203 @@
+"""The recipe of the embedded model, on drawn pictures and a model of a few thousand weights."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import CogVideoXImageToVideoPipeline
+from PIL import Image
+
+from recipes.nano import train_adapter, train_transformer, train_vae
+from recipes.nano.assemble import assemble
+from recipes.nano.camera import MOVES, SPEEDS, path_of, render
+from recipes.nano.config import DEFAULT, RecipeConfig, load_recipe
+from recipes.nano.fast_vae import make_fast
+from recipes.nano.motion import recognise
+from recipes.nano.photos import collages, load_crops
+from recipes.nano.prompts import labelled_prompts
+from recipes.nano.tokenizer import train_tokenizer
+
+
+def draw_photo(seed: int, height: int = 320, width: int = 480) -> Image.Image:
+    """Soft blobs of many sizes: something to see everywhere."""
+    rng = np.random.default_rng(seed)
+    picture = sum(
+        np.asarray(
+            Image.fromarray((255 * rng.random((side, side * 3 // 2, 3))).astype(np.uint8)).resize(
+                (width, height), Image.Resampling.BICUBIC
+            ),
+            dtype=np.float64,
+        )
+        for side in (4, 10, 24, 60)
+    )
+    return Image.fromarray((picture / 4).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for split, seeds in (("train", (0, 1)), ("held_out", (2,))):
+        (folder / split).mkdir()
+        for seed in seeds:
+            draw_photo(seed).save(folder / split / f"{seed}.jpg", quality=92)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> RecipeConfig:
+    """The recipe with everything made small."""
+    tree = yaml.safe_load(DEFAULT.read_text())
+    tree.update(height=48, width=64, num_frames=9)
+    tree["photos"].update(height=96, width=128, crops_per_photo=2)
+    tree["text"].update(vocab_size=260, num_prompts=300)
+    tree["vae"]["architecture"].update(
+        block_out_channels=[8, 8, 8, 8], latent_channels=4, norm_num_groups=4
+    )
+    tree["vae"].update(
+        still_steps=4, num_steps=8, still_batch=2, clip_batch=2, long_clip_batch=1, warm_up_steps=2
+    )
+    tree["transformer"]["architecture"].update(num_layers=1, num_attention_heads=1)
+    tree["transformer"]["text_encoder"].update(num_layers=1, d_ff=32)
+    tree["transformer"].update(num_steps=4, batch=2, clips_at_start=8, clips_kept=16)
+    tree["adapter"].update(rank=2, num_clips=2, num_steps=2, batch=1)
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return load_recipe(path)
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+@pytest.mark.parametrize("move", MOVES)
+def test_a_rendered_move_is_recognised(move: str, speed: str) -> None:
+    pixels = torch.from_numpy(np.array(draw_photo(5))).permute(2, 0, 1)[None]
+    torch.manual_seed(3)
+    path = path_of(
+        torch.tensor([MOVES.index(move)]),
+        torch.tensor([SPEEDS[speed]]),
+        torch.linspace(0, 1, 49)[None],
+    )
+    clip = render(pixels, path, (160, 240))[0].permute(1, 2, 3, 0)
+    found, motion = recognise(((clip + 1) * 127.5).round().byte().numpy())
+    assert found == move, motion
+
+
+def test_the_first_frame_of_a_render_is_the_photo() -> None:
+    pixels = torch.from_numpy(np.array(draw_photo(5))).permute(2, 0, 1)[None]
+    moves = torch.arange(len(MOVES))
+    path = path_of(moves, torch.ones(len(MOVES)), torch.zeros(len(MOVES), 1))
+    first = render(pixels.expand(len(MOVES), -1, -1, -1), path, (160, 240))[:, :, 0]
+    halved = torch.nn.functional.avg_pool2d(pixels.float(), 2) / 127.5 - 1
+    assert (first - halved).abs().max() < 0.02
+
+
+def test_prompts_name_their_move_and_repeat_with_a_seed() -> None:
+    prompts = list(islice(labelled_prompts(0, ["zebra"]), 400))
+    assert prompts == list(islice(labelled_prompts(0, ["zebra"]), 400))
+    assert {prompt.move for prompt in prompts} == set(MOVES)
+    for prompt in prompts:
+        text = prompt.text.lower()
+        if prompt.move == "pan_left":
+            assert "pan" in text, prompt
+            assert "left" in text, prompt
+
+
+def test_the_tokenizer_reads_capitals_accents_and_dashes_as_plain(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(tmp_path, ["zebra"], 300)
+    assert tokenizer("Pan LEFT — Zürich’s tram").input_ids == (
+        tokenizer("pan left - zurich's tram").input_ids
+    )
+
+
+def test_crops_and_collages_fill_the_frame(photos: Path) -> None:
+    crops = load_crops(photos / "train", (96, 128), 3)
+    assert crops.shape[1:] == (3, 96, 128)
+    assert (crops == load_crops(photos / "train", (96, 128), 3)).all()
+    made = collages(crops, 5)
+    assert made.shape == (5, 3, 96, 128)
+    assert (made == collages(crops, 5)).all()
+    assert (made[0] != made[1]).any()
+    with pytest.raises(FileNotFoundError, match=r"has no \.jpg"):
+        load_crops(photos, (96, 128), 3)
+
+
+@pytest.mark.parametrize("num_frames", [1, 9, 17])
+def test_the_fast_vae_computes_what_diffusers_does(small: RecipeConfig, num_frames: int) -> None:
+    torch.manual_seed(0)
+    vae = train_vae.make_vae(small)
+    clip = torch.randn(1, 3, num_frames, 32, 48)
+    with torch.no_grad():
+        moments = vae._encode(clip)
+        latents = moments.chunk(2, dim=1)[0]
+        decoded = vae._decode(latents).sample
+        make_fast(vae)
+        torch.testing.assert_close(vae._encode(clip), moments, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(vae._decode(latents).sample, decoded, atol=1e-5, rtol=1e-4)
+
+
+def test_every_stage_goes_on_where_it_stopped_and_makes_a_pipeline(
+    photos: Path, small: RecipeConfig, tmp_path: Path
+) -> None:
+    text, vae, parts = tmp_path / "text", tmp_path / "vae", tmp_path / "parts"
+    tokenizer = train_tokenizer(text / "tokenizer", ["zebra"], small.text.vocab_size)
+    ids = tokenizer(["pan left"] * 30, padding="max_length", max_length=226).input_ids
+    labels = np.arange(len(MOVES) * len(SPEEDS), dtype=np.int16)
+    np.savez(text / "prompts.npz", ids=np.array(ids, dtype=np.int16), label=labels)
+
+    assert not train_vae.train(photos, vae, small, limit_s=0)  # stops before the first step
+    assert train_vae.train(photos, vae, small)
+    assert json.loads((vae / "vae.json").read_text())["still_psnr_db"] > 0
+    assert train_vae.train(photos, vae, small)  # done: does nothing more
+    assert train_transformer.train(photos, vae / "vae", text, parts, small)
+    assert assemble(vae, text, parts, tmp_path / "checkpoint") < 30e6
+
+    adapter = tmp_path / "adapter"
+    train_adapter.train(tmp_path / "checkpoint", photos, adapter, small)
+    pipeline = CogVideoXImageToVideoPipeline.from_pretrained(
+        tmp_path / "checkpoint", torch_dtype=torch.float32
+    )
+    pipeline.load_lora_weights(adapter)
+    frames = pipeline(
+        image=Image.new("RGB", (64, 48)),
+        prompt="pan left",
+        height=48,
+        width=64,
+        num_frames=9,
+        num_inference_steps=1,
+        output_type="np",
+    ).frames
+    assert frames.shape == (1, 9, 48, 64, 3)
+
+
+def test_training_alone_or_in_two_parts_gives_the_same_weights(
+    photos: Path, small: RecipeConfig, tmp_path: Path
+) -> None:
+    train_vae.train(photos, tmp_path / "once", small)
+    _train_vae_in_two_parts(photos, tmp_path / "twice", small)
+    once, twice = (
+        torch.load(tmp_path / name / "state.pt", weights_only=True)["masters"]
+        for name in ("once", "twice")
+    )
+    for name, weight in once.items():
+        torch.testing.assert_close(twice[name], weight, msg=name)
+
+
+def _train_vae_in_two_parts(photos: Path, folder: Path, recipe: RecipeConfig) -> None:
+    """Interrupted after half the steps, as a killed process would be after its last save."""
+    steps = train_vae.TrainingRun.steps
+
+    def interrupted(run: train_vae.TrainingRun):  # type: ignore[no-untyped-def]
+        for step in steps(run):
+            if step == recipe.vae.num_steps // 2:
+                run.save()
+                return
+            yield step
+
+    train_vae.TrainingRun.steps = interrupted  # type: ignore[method-assign]
+    try:
+        assert not train_vae.train(photos, folder, recipe)
+    finally:
+        train_vae.TrainingRun.steps = steps  # type: ignore[method-assign]
+    assert train_vae.train(photos, folder, recipe)
