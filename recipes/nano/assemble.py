@@ -7,6 +7,7 @@ The arguments are the output folders of `train_vae`, `prepare_text` and `train_t
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from recipes.nano.train_transformer import SCHEDULE
 from vidgen_ray.model.untrained import CARD_NAME
 
 MAX_BYTES = 30_000_000
+SHIPPED_TEXTS = ("MODEL_CARD.md", "images.csv")
 
 
 def main() -> None:
@@ -47,6 +49,8 @@ def assemble(vae: Path, text: Path, transformer: Path, output: Path) -> int:
         torch.nn.Module.to(part, torch.float16)
     pipeline.save_pretrained(output)
     (output / CARD_NAME).write_text(json.dumps({"name": "nano", "trained": True}, indent=2) + "\n")
+    for name in SHIPPED_TEXTS:
+        shutil.copy(Path(__file__).with_name(name), output / name)
     _make_public(output)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     if size > MAX_BYTES:

@@ -92,7 +92,8 @@ _ADJECTIVES = """
 _ACTIONS = """
     standing|walking|sitting|waiting|looking at the camera|smiling|talking|running|resting|glowing
     |reflected in water|covered in snow|lit by neon|drifting|settling in the dark|waving
-    |crossing the street|rising behind it|stirs|circles above|trembles on the wet ground|keeps moving|falls|burns
+    |crossing the street|rising behind it|stirs|circles above|trembles on the wet ground
+    |keeps moving|falls|burns
 """
 # Directions that are the scene's own: the camera must not follow them.
 _DISTRACTIONS = """
