@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= outputs/samples
 
-.PHONY: run serve test check check-all setup setup-dev lint clean
+.PHONY: run serve examples test check check-all setup setup-dev lint clean
 
 run: setup
 	@$(BIN)/vidgen batch data/samples/jobs.jsonl --config nano --output $(OUTPUT); \
@@ -15,6 +15,13 @@ run: setup
 
 serve: setup
 	$(BIN)/serve run configs/serve_nano.yaml --address local
+
+# The clips that README.md shows, made anew.
+examples: setup
+	rm -rf outputs/examples
+	$(BIN)/vidgen batch data/samples/jobs.jsonl --config nano --output outputs/examples
+	sed -i 's#$(CURDIR)/##g' outputs/examples/*.json*
+	$(BIN)/python scripts/contact_sheet.py outputs/examples docs/examples.webp
 
 test: setup-dev
 	$(BIN)/pytest -m "not slow and not gpu and not chaos" $(ARGS)

@@ -44,7 +44,7 @@ def train(checkpoint: Path, photos: Path, output: Path, recipe: RecipeConfig) ->
     """Render night-falling clips, train the LoRA on them, and write it to OUTPUT."""
     config = recipe.adapter
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline = CogVideoXImageToVideoPipeline.from_pretrained(checkpoint, torch_dtype=torch.bfloat16)
+    pipeline = CogVideoXImageToVideoPipeline.from_pretrained(checkpoint, dtype=torch.bfloat16)
     pipeline.to(device)
     torch.manual_seed(recipe.seed)
     latents, image_latents, embeds = _clips(pipeline, photos, recipe, device)

@@ -32,8 +32,10 @@ def make_request(config: Config, photo: Path, **fields: object) -> GenerationReq
     return resolve_request(fields, config)
 
 
-def call_diffusers(folder: Path, photo: Path, request: GenerationRequest) -> np.ndarray:
-    pipeline = CogVideoXImageToVideoPipeline.from_pretrained(folder, dtype=torch.float32)
+def call_diffusers(
+    folder: Path, photo: Path, request: GenerationRequest, dtype: torch.dtype = torch.float32
+) -> np.ndarray:
+    pipeline = CogVideoXImageToVideoPipeline.from_pretrained(folder, dtype=dtype)
     pipeline.scheduler = CogVideoXDPMScheduler.from_config(
         pipeline.scheduler.config, timestep_spacing="trailing"
     )
@@ -68,12 +70,12 @@ def test_the_embedded_model_is_the_same_as_diffusers_bit_for_bit(tmp_path: Path)
     photo = tmp_path / "photo.png"
     pixels = np.random.default_rng(0).integers(0, 256, (160, 240, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(photo)
-    config = load_config("nano", {"generation.num_inference_steps": 2, "model.dtype": "float32"})
+    config = load_config("nano", {"generation.num_inference_steps": 2})
     engine = Engine(config)
     request = make_request(config, photo)
     video = engine.generate(request).video
     assert video.frames.shape == (49, 160, 240, 3)
-    expected = call_diffusers(engine.checkpoint.folder, photo, request)
+    expected = call_diffusers(engine.checkpoint.folder, photo, request, torch.bfloat16)
     np.testing.assert_array_equal(video.frames, expected)
 
 

@@ -156,7 +156,7 @@ def test_every_stage_goes_on_where_it_stopped_and_makes_a_pipeline(
     adapter = tmp_path / "adapter"
     train_adapter.train(tmp_path / "checkpoint", photos, adapter, small)
     pipeline = CogVideoXImageToVideoPipeline.from_pretrained(
-        tmp_path / "checkpoint", torch_dtype=torch.float32
+        tmp_path / "checkpoint", dtype=torch.float32
     )
     pipeline.load_lora_weights(adapter)
     frames = pipeline(

@@ -1,7 +1,7 @@
 """Checkpoint folders with untrained weights, made from a seed: real architectures without a hub.
 
-`python -m vidgen_ray.model.untrained cogvideox_5b_i2v FOLDER --device cuda` makes the full size on a
-GPU host, 21 GB in 16-bit; `tiny` makes clips of 9 frames of 64x96 in a second, for tests.
+`python -m vidgen_ray.model.untrained cogvideox_5b_i2v FOLDER --device cuda` makes the full size on
+a GPU host, 21 GB in 16-bit; `tiny` makes clips of 9 frames of 64x96 in a second, for tests.
 """
 
 import argparse
