@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from transformers import T5Tokenizer
 
 from recipes.nano.camera import MOVES, SPEEDS
 from recipes.nano.config import DEFAULT, load_recipe
@@ -24,12 +25,16 @@ def main() -> None:
     parser.add_argument("words", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--config", type=Path, default=DEFAULT)
+    parser.add_argument("--tokenizer", type=Path, help="keep this one, for weights that know it")
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.config)
     words = read_words(arguments.words)
-    tokenizer = train_tokenizer(
-        arguments.output / "tokenizer", words, recipe.text.vocab_size, recipe.seed
-    )
+    if arguments.tokenizer:
+        tokenizer = T5Tokenizer.from_pretrained(arguments.tokenizer)
+        tokenizer.save_pretrained(arguments.output / "tokenizer")
+    else:
+        folder = arguments.output / "tokenizer"
+        tokenizer = train_tokenizer(folder, words, recipe.text.vocab_size, recipe.seed)
     prompts = list(islice(labelled_prompts(recipe.seed + 1, words), recipe.text.num_prompts))
     encoded = tokenizer(
         [prompt.text for prompt in prompts],
