@@ -2,7 +2,6 @@
 # make serve  serve the embedded model on http://127.0.0.1:8000
 # make test   run the tests        make check   what CI runs
 # make check-all   with the slow tests and those that kill processes, 30 minutes
-# make serve  serve the embedded model on http://127.0.0.1:8000
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
