@@ -19,8 +19,7 @@ from diffusers import (
 )
 from transformers import T5EncoderModel, T5Tokenizer
 
-from recipes.nano.train_transformer import SCHEDULE
-from vidgen_ray.model.untrained import CARD_NAME
+from vidgen_ray.model.untrained import CARD_NAME, SCHEDULE
 
 MAX_BYTES = 30_000_000
 SHIPPED_TEXTS = ("MODEL_CARD.md", "images.csv")

@@ -25,17 +25,8 @@ from recipes.nano.master_weights import MasterWeights
 from recipes.nano.photos import training_crops
 from recipes.nano.prompts import MAX_TOKENS
 from recipes.nano.training_run import Ranks, TrainingRun, cosine
+from vidgen_ray.model.untrained import SCHEDULE
 
-SCHEDULE = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "snr_shift_scale": 1.0,
-    "clip_sample": False,
-    "timestep_spacing": "trailing",
-}
 ALPHAS_CUMPROD = CogVideoXDPMScheduler(**SCHEDULE).alphas_cumprod.float()
 NUM_TIMESTEPS = len(ALPHAS_CUMPROD)
 NOISY_SHARE = 0.4  # of the samples, drawn from the noisy end; the others evenly

@@ -24,7 +24,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 CARD_NAME = "vidgen.json"
 
 _MAX_TEXT_TOKENS = 226
-_SCHEDULE = {
+SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -180,7 +180,7 @@ def make_checkpoint(
                     **architecture.vae,
                 ),
                 transformer=transformer,
-                scheduler=architecture.scheduler(**_SCHEDULE),
+                scheduler=architecture.scheduler(**SCHEDULE),
             )
         finally:
             torch.set_default_dtype(default_dtype)
