@@ -4,12 +4,25 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vidgen_ray.cli.options import (
+    ConfigOption,
+    LoraOption,
+    LoraScaleOption,
+    ModeOption,
+    OffloadOption,
+    ProfileOption,
+    SetOption,
+    StepsOption,
+    absolute,
+    generation_overrides,
+    is_temporary,
+)
 from vidgen_ray.config import load_config, parse_overrides
 from vidgen_ray.errors import ConfigError, Interrupted, RequestError, VidgenError
 
@@ -21,25 +34,6 @@ app = typer.Typer(
 
 _console = Console()
 _errors = Console(stderr=True)
-
-ConfigOption = Annotated[
-    str, typer.Option(help="Name of a shipped configuration (nano, ...) or a .yaml file.")
-]
-ModeOption = Annotated[
-    Literal["baseline", "optimized"] | None, typer.Option(help="Plain diffusers, or a profile.")
-]
-ProfileOption = Annotated[str | None, typer.Option(help="Profile of --mode optimized.")]
-LoraOption = Annotated[str | None, typer.Option(help="LoRA adapter: a folder or .safetensors.")]
-LoraScaleOption = Annotated[float, typer.Option(help="Weight of --lora.")]
-StepsOption = Annotated[int | None, typer.Option(help="Denoising steps; 28 is quicker than 50.")]
-OffloadOption = Annotated[
-    Literal["auto", "none", "model", "sequential", "group"] | None,
-    typer.Option(help="Keep weights in main memory; auto goes by the free VRAM."),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Any other setting: section.key=value, repeatable."),
-]
 
 
 @app.command()
@@ -71,9 +65,11 @@ def batch(
     Exit codes: 0 all accepted, 1 infrastructure, 2 bad input, 3 some clips failed or need review,
     128 + n stopped by signal n.
     """
-    overrides = _overrides(settings, mode, profile, lora, lora_scale, num_inference_steps, offload)
+    overrides = generation_overrides(
+        settings, mode, profile, lora, lora_scale, num_inference_steps, offload
+    )
     tree = load_config(config, overrides)  # before the imports, which take seconds
-    if _is_temporary(output):
+    if is_temporary(output):
         raise RequestError(
             "output: must be an absolute path or a URL in a Ray job, whose working folder is "
             f"removed after it, got {output!r}"
@@ -82,8 +78,8 @@ def batch(
     from vidgen_ray.distributed.cluster import native_log
 
     arguments = BatchArguments(
-        jobs=_absolute(jobs),
-        output=_absolute(output),
+        jobs=absolute(jobs),
+        output=absolute(output),
         config=tree,
         config_name=Path(config).stem,
         on_invalid=on_invalid,
@@ -116,7 +112,9 @@ def generate(
 
     Exit codes: 0 accepted, 1 infrastructure, 2 bad input, 3 needs review.
     """
-    overrides = _overrides(settings, mode, profile, lora, lora_scale, num_inference_steps, offload)
+    overrides = generation_overrides(
+        settings, mode, profile, lora, lora_scale, num_inference_steps, offload
+    )
     tree = load_config(config, overrides)
     from vidgen_ray.generation.single import generate_clip
 
@@ -236,34 +234,3 @@ def run_and_exit(command: typer.Typer) -> None:
     except Interrupted as stop:
         _errors.print("stopped; run the same command again to go on", highlight=False)
         sys.exit(128 + stop.signal_number)
-
-
-def _overrides(
-    settings: list[str] | None,
-    mode: str | None,
-    profile: str | None,
-    lora: str | None,
-    lora_scale: float,
-    num_inference_steps: int | None,
-    offload: str | None,
-) -> dict[str, Any]:
-    named = {
-        "generation.mode": mode,
-        "generation.profile": profile,
-        "generation.lora": {"path": _absolute(lora), "scale": lora_scale} if lora else None,
-        "generation.num_inference_steps": num_inference_steps,
-        "model.offload": offload,
-    }
-    set_ = {name: value for name, value in named.items() if value is not None}
-    return {**parse_overrides(settings or []), **set_}
-
-
-def _is_temporary(address: str) -> bool:
-    """Whether a path is relative to the folder that Ray unpacks for a job."""
-    relative = "://" not in address and not os.path.isabs(os.path.expanduser(address))
-    return relative and "runtime_resources" in Path.cwd().parts
-
-
-def _absolute(address: str) -> str:
-    """A local path from here, so that workers with another folder find it; URLs as they are."""
-    return address if "://" in address else os.path.abspath(os.path.expanduser(address))
