@@ -42,6 +42,7 @@ class VaeConfig(_Section):
     warm_up_steps: int = Field(ge=0)
     whole_frames_from: float = Field(ge=0, le=1)
     texture_from: float = Field(ge=0, le=1)
+    texture: float = Field(ge=0)
 
 
 class TransformerConfig(_Section):

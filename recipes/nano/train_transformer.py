@@ -21,6 +21,7 @@ from transformers import T5Config, T5EncoderModel
 from recipes.nano.camera import MOVES, SPEED_SPREAD, SPEEDS, path_of, render
 from recipes.nano.config import DEFAULT, RecipeConfig, load_recipe
 from recipes.nano.fast_vae import make_fast
+from recipes.nano.growing import grown
 from recipes.nano.master_weights import MasterWeights
 from recipes.nano.photos import training_crops
 from recipes.nano.prompts import MAX_TOKENS
@@ -122,9 +123,10 @@ class Student(nn.Module):
         self._start_gently()
 
     def load(self, checkpoint: Path) -> None:
-        """Begin with the weights of an assembled checkpoint."""
-        transformer = CogVideoXTransformer3DModel.from_pretrained(checkpoint / "transformer")
-        self.transformer.load_state_dict(transformer.state_dict())
+        """Begin with an assembled checkpoint, which may have fewer latent channels."""
+        old = CogVideoXTransformer3DModel.from_pretrained(checkpoint / "transformer").state_dict()
+        fresh = self.transformer.state_dict()
+        self.transformer.load_state_dict(grown(old, fresh, {"patch_embed.proj.weight"}))
         text_encoder = T5EncoderModel.from_pretrained(checkpoint / "text_encoder")
         self.text_encoder.load_state_dict(text_encoder.state_dict())
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from recipes.nano.camera import any_path, render
 from recipes.nano.config import DEFAULT, RecipeConfig, load_recipe
 from recipes.nano.fast_vae import make_fast
+from recipes.nano.growing import grown
 from recipes.nano.master_weights import MasterWeights
 from recipes.nano.photos import load_crops, training_crops
 from recipes.nano.training_run import Ranks, TrainingRun, cosine
@@ -29,6 +30,8 @@ KL_WEIGHT = 2e-4
 STILL_LATENT_WEIGHT = 0.05  # frames that do not change should have latents that do not
 WARPED_SHARE = 0.2  # of the clips: a warped latent must decode to the warped picture
 MAX_LATENT_NOISE = 0.1
+MOMENTS = ("encoder.conv_out.conv.weight", "encoder.conv_out.conv.bias")  # means, log variances
+NEW_LOG_VARIANCE = -4.0  # of latent channels that a smaller VAE did not have
 
 
 def main() -> None:
@@ -57,7 +60,7 @@ def train(
     torch.manual_seed(recipe.seed)
     vae = make_vae(recipe)
     if start:
-        vae.load_state_dict(AutoencoderKLCogVideoX.from_pretrained(start).state_dict())
+        begin_with(vae, start)
     make_fast(vae).to(ranks.device, torch.bfloat16)
     crops = training_crops(photos, recipe, ranks.device)
     weights = MasterWeights(dict(vae.named_parameters()), learning_rate=recipe.vae.learning_rate)
@@ -89,6 +92,18 @@ def make_vae(recipe: RecipeConfig) -> AutoencoderKLCogVideoX:
     )
 
 
+def begin_with(vae: AutoencoderKLCogVideoX, start: Path) -> None:
+    """Load the VAE of `start`, which may have fewer latent channels; new ones begin random."""
+    fresh = {name: value.clone() for name, value in vae.state_dict().items()}
+    old = AutoencoderKLCogVideoX.from_pretrained(start)
+    vae.load_state_dict(grown(old.state_dict(), fresh, MOMENTS))
+    known, channels = old.config.latent_channels, vae.config.latent_channels
+    with torch.no_grad():
+        moments = vae.encoder.conv_out.conv
+        moments.weight[known:channels] = fresh[MOMENTS[0]][known:channels]
+        moments.bias[channels + known :] = NEW_LOG_VARIANCE
+
+
 @dataclass
 class _Stage:
     """What one step does: a batch, and its loss."""
@@ -109,7 +124,8 @@ class _Stage:
         progress = step / self.recipe.vae.num_steps
         kind, whole = self.kind(step), progress >= self.recipe.vae.whole_frames_from
         pixels = self._batch(kind, whole)
-        return _objective(self.vae, pixels, progress >= self.recipe.vae.texture_from)
+        texture = self.recipe.vae.texture if progress >= self.recipe.vae.texture_from else 0.0
+        return _objective(self.vae, pixels, texture)
 
     def _batch(self, kind: str, whole: bool) -> Tensor:
         config, device = self.recipe.vae, self.crops.device
@@ -129,7 +145,9 @@ class _Stage:
         return _relit(render(photos, any_path(count, times), size, window))
 
 
-def _objective(vae: AutoencoderKLCogVideoX, pixels: Tensor, texture: bool) -> tuple[Tensor, Tensor]:
+def _objective(
+    vae: AutoencoderKLCogVideoX, pixels: Tensor, texture: float
+) -> tuple[Tensor, Tensor]:
     """The loss, and the mean square error per value in -1..1, of [count, 3, frames, h, w]."""
     mean, log_variance = vae._encode(pixels.bfloat16()).float().chunk(2, dim=1)
     log_variance = log_variance.clamp(-30, 20)
@@ -184,8 +202,8 @@ def _some_warped(latents: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return warp(latents), warp(pixels)
 
 
-def reconstruction_loss(decoded: Tensor, target: Tensor, *, texture: bool) -> Tensor:
-    """L1, L2, edges at two scales, SSIM, change over time, and the amount of fine texture.
+def reconstruction_loss(decoded: Tensor, target: Tensor, *, texture: float) -> Tensor:
+    """L1, L2, edges at two scales, SSIM, change over time, and `texture` times its amount.
 
     Both are [num_clips, 3, num_frames, height, width] in -1..1.
     """
@@ -196,7 +214,7 @@ def reconstruction_loss(decoded: Tensor, target: Tensor, *, texture: bool) -> Te
     loss = loss + 0.5 * _edge_loss(made, wanted) + 0.15 * (1 - _ssim(made, wanted))
     loss = loss + 0.5 * _edge_loss(F.avg_pool2d(made, 2), F.avg_pool2d(wanted, 2))
     if texture:
-        loss = loss + 0.5 * F.l1_loss(_fine_energy(made), _fine_energy(wanted))
+        loss = loss + texture * F.l1_loss(_fine_energy(made), _fine_energy(wanted))
     return loss
 
 

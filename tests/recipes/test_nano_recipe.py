@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import CogVideoXImageToVideoPipeline
+from diffusers import AutoencoderKLCogVideoX, CogVideoXImageToVideoPipeline
 from PIL import Image
 
 from recipes.nano import train_adapter, train_transformer, train_vae
@@ -135,6 +135,48 @@ def test_the_fast_vae_computes_what_diffusers_does(small: RecipeConfig, num_fram
         make_fast(vae)
         torch.testing.assert_close(vae._encode(clip), moments, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(vae._decode(latents).sample, decoded, atol=1e-5, rtol=1e-4)
+
+
+def test_training_begins_with_a_model_of_fewer_latent_channels(
+    small: RecipeConfig, tmp_path: Path
+) -> None:
+    known = small.vae.architecture["latent_channels"]
+    wider = {**small.vae.architecture, "latent_channels": known + 2}
+    recipe = small.model_copy(update={"vae": small.vae.model_copy(update={"architecture": wider})})
+    torch.manual_seed(0)
+    old, new = train_vae.make_vae(small), train_vae.make_vae(recipe)
+    old.save_pretrained(tmp_path)
+    train_vae.begin_with(new, tmp_path)
+    still = torch.rand(1, 3, 1, 32, 48) * 2 - 1
+    with torch.no_grad():
+        moments, wanted = new._encode(still), old._encode(still)
+        means, log_variances = moments.split(known + 2, dim=1)
+        torch.testing.assert_close(means[:, :known], wanted[:, :known])
+        torch.testing.assert_close(log_variances[:, :known], wanted[:, known:])
+        assert means[:, known:].std() > 0  # the new channels can learn
+        torch.testing.assert_close(new._decode(means).sample, old._decode(wanted[:, :known]).sample)
+    with pytest.raises(ValueError, match="must grow"):
+        train_vae.begin_with(old, _saved(new, tmp_path / "wider"))
+
+    student, taught = train_transformer.Student(small), train_transformer.Student(recipe)
+    torch.nn.init.normal_(student.transformer.proj_out.weight)
+    student.transformer.save_pretrained(tmp_path / "transformer")
+    student.text_encoder.save_pretrained(tmp_path / "text_encoder")
+    taught.load(tmp_path)
+    rest = {"encoder_hidden_states": torch.randn(1, 226, 128), "return_dict": False}
+    noisy, image = torch.randn(2, 1, 3, known, 6, 8)
+    more = torch.zeros(1, 3, 2, 6, 8)
+    rest["image_rotary_emb"] = train_transformer._rotary_positions(student.transformer, noisy)
+    rest["timestep"] = torch.tensor([500])
+    with torch.no_grad():
+        wanted = student.transformer(torch.cat([noisy, image], 2), **rest)[0]
+        made = taught.transformer(torch.cat([noisy, more, image, more], 2), **rest)[0]
+    torch.testing.assert_close(made[:, :, :known], wanted)
+
+
+def _saved(vae: AutoencoderKLCogVideoX, folder: Path) -> Path:
+    vae.save_pretrained(folder)
+    return folder
 
 
 def test_every_stage_goes_on_where_it_stopped_and_makes_a_pipeline(
