@@ -117,8 +117,8 @@ def server(
 ) -> Iterator[Server]:
     """A server with the tiny model: `/` is open to this machine, `/desks` needs API keys.
 
-    `/desks` also has a short queue, the strict quality gate with two attempts, webhooks, and
-    fetches URLs.
+    `/desks` also has a short queue, a short wait, the strict quality gate with two attempts,
+    webhooks, and fetches URLs.
     """
     folder = tmp_path_factory.mktemp("server")
     loras = folder / "loras"
@@ -138,6 +138,7 @@ def server(
         "max_queued_jobs": 2,
         "max_dispatched_jobs": 1,
         "fetch_image_urls": True,
+        "wait_timeout_s": 1.5,
         "webhook_url": hook.url,
         "webhook_hosts": ["hooks.example"],
         "webhook_secret": WEBHOOK_SECRET,

@@ -1,6 +1,7 @@
 """The Generator without Serve around it: one clip at a time, whatever became of the caller."""
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from serving_process import LENIENT, picture
 from test_jobs import lease, new
 
 from vidgen_ray.config import load_config
+from vidgen_ray.distributed.serving import generator as generator_module
 from vidgen_ray.distributed.serving.arguments import ServingArguments
 from vidgen_ray.distributed.serving.generator import Generator
 from vidgen_ray.distributed.serving.jobs import JobStore
@@ -99,3 +101,30 @@ def test_what_is_wrong_with_a_clip_is_in_its_record(bench: Bench, tmp_path: Path
     other = asyncio.run(bench.generator.generate(bench.task("b", 2)))
     assert other is not None
     assert GenerationRecord.model_validate_json(other.record).error is None
+
+
+def test_a_clip_that_hangs_makes_the_replica_unhealthy(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+    make = bench.generator._maker.make
+
+    def hangs(task: ClipTask, left: threading.Event) -> Made | None:
+        goes_on.wait(60)  # as a kernel that never returns
+        return make(task, left)
+
+    async def scenario() -> None:
+        work = asyncio.create_task(bench.generator.generate(bench.task("a", 2)))
+        while bench.generator._deadline is None:
+            await asyncio.sleep(0.01)
+        bench.generator.check_health()  # late, but a clip stops itself at a step
+        monkeypatch.setattr(generator_module, "_STALLED_S", 0.0)
+        with pytest.raises(RuntimeError, match="hangs beyond its time limit"):
+            bench.generator.check_health()
+        goes_on.set()
+        await work
+        bench.generator.check_health()
+
+    bench.generator._clip_timeout_s = 0.0
+    monkeypatch.setattr(bench.generator._maker, "make", hangs)
+    asyncio.run(scenario())

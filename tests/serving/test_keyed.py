@@ -62,6 +62,13 @@ def test_health_needs_none(server: Server) -> None:
         assert client.get("/health").status_code == 200
 
 
+def test_a_clip_that_outlasts_the_wait_is_cancelled(desk: httpx.Client) -> None:
+    answer = post(desk, "/generate-video", num_inference_steps=SLOW)
+    assert "use /v1/videos" in problem(answer, 504, "timeout")["message"]
+    (job,) = desk.get("/v1/videos", params={"limit": 1}).json()["data"]
+    assert job["status"] == "cancelled"
+
+
 def test_nobody_reaches_the_jobs_of_another(desk: httpx.Client, sport: httpx.Client) -> None:
     job = ended(desk, post(desk).json()["id"])
     path = f"/v1/videos/{job['id']}"
