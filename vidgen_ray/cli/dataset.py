@@ -1,0 +1,82 @@
+"""`vidgen dataset`: annotations and folders of clips to `metadata.jsonl`, and what is in it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from vidgen_ray.cli.options import absolute
+from vidgen_ray.errors import RequestError
+
+if TYPE_CHECKING:
+    from vidgen_ray.datasets.importing import ImportReport
+
+dataset_app = typer.Typer(no_args_is_help=True, help="Training clips: import, download, check.")
+
+_console = Console(highlight=False)
+
+OutputOption = Annotated[str, typer.Option(help="The metadata file to write, ending in .jsonl.")]
+
+
+@dataset_app.command("import")
+def import_(
+    dataset: Annotated[
+        Literal["msr-vtt", "vatex", "panda70m", "webvid", "folder"],
+        typer.Argument(help="Whose format it is."),
+    ],
+    source: Annotated[str, typer.Argument(help="Annotation file, or the folder.")],
+    output: OutputOption = "metadata.jsonl",
+    videos: Annotated[
+        str | None, typer.Option(help="Folder of the video files, where there are any yet.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many rows.")] = None,
+    category: Annotated[str | None, typer.Option(help="Only this one, such as news.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only this one, such as train.")] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Licence of a folder's clips, for the rows.")
+    ] = None,
+) -> None:
+    """Write metadata.jsonl from a dataset's annotations: one row a clip and caption.
+
+    Clips whose video is not there are kept and marked; metadata.to_fetch.csv lists them.
+    Exit codes: 0 written, 2 bad input.
+    """
+    if not output.endswith(".jsonl"):
+        raise RequestError(f"output: must end in .jsonl, got {output!r}")
+    from vidgen_ray.datasets.importing import ImportArguments, import_dataset
+    from vidgen_ray.datasets.sources import DATASETS
+
+    facts = DATASETS[dataset]
+    _say(f"{facts.title}: licence: {licence or facts.licence}. {facts.terms or ''}")
+    arguments = ImportArguments(
+        dataset=dataset,
+        source=absolute(source),
+        output=absolute(output),
+        videos=None if videos is None else absolute(videos),
+        limit=limit,
+        category=category,
+        split=split,
+        licence=licence,
+    )
+    with _console.status("reading") as status:
+        report = import_dataset(arguments, lambda rows: status.update(f"{rows:,} rows"))
+    _say_import(report, output)
+
+
+def _say_import(report: "ImportReport", output: str) -> None:
+    stem = Path(output).name.removesuffix(".jsonl")
+    _say(f"{output}: {report.num_rows:,} rows of {report.num_clips:,} clips")
+    if report.num_other_clips:
+        _say(f"  {report.num_other_clips:,} clips of another category or split left out")
+    if report.num_missing_clips:
+        _say(
+            f"  {report.num_missing_clips:,} clips ({report.num_missing_rows:,} rows) have no "
+            f"video file yet; {stem}.to_fetch.csv lists them"
+        )
+    for rule, count in report.rejected.most_common():
+        _say(f"  {count:,} rejected: {rule} ({stem}.rejected.jsonl)")
+
+
+def _say(text: str) -> None:
+    _console.print(text.strip(), markup=False, soft_wrap=True)
