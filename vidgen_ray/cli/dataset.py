@@ -79,4 +79,4 @@ def _say_import(report: "ImportReport", output: str) -> None:
 
 
 def _say(text: str) -> None:
-    _console.print(text.strip(), markup=False, soft_wrap=True)
+    _console.print(text, markup=False, soft_wrap=True)

@@ -78,7 +78,7 @@ def json_items(address: str, prefix: str) -> Iterator[tuple[str, Any]]:
     """
     with reading(address, "source") as file:
         try:
-            items = ijson.items(file, prefix, use_float=True)
+            items = ijson.items(file.buffer, prefix, use_float=True)
             for number, item in enumerate(items, start=1):
                 yield f"{prefix.removesuffix('item')}item {number}", item
         except ijson.JSONError as error:

@@ -4,6 +4,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import IO
 
 import fsspec
@@ -64,7 +65,7 @@ def write_metadata(address: str, clips: Iterable[Clip]) -> int:
 
 
 @contextmanager
-def reading(address: str, field: str) -> Iterator[IO[str]]:
+def reading(address: str, field: str) -> Iterator[TextIOWrapper]:
     """A text file of a dataset, decompressed as its name says. Raises DatasetError."""
     try:
         with fsspec.open(
