@@ -124,6 +124,7 @@ class Config(Section):
     profiles: dict[str, Profile] = {}
     quality: QualityConfig = QualityConfig()
     batch: BatchConfig = BatchConfig()
+    prompt_templates: str | None = None  # a YAML file in place of the templates that ship
     pinned: dict[str, Any] = Field({}, exclude=True)
 
     @model_validator(mode="after")
@@ -194,7 +195,8 @@ def shipped_configs() -> list[str]:
     """Names of the configurations inside the package."""
     folder = resources.files("vidgen_ray") / "configs"
     names = [entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")]
-    return sorted(name for name in names if not name.startswith("serve_"))  # those are Ray Serve's
+    others = ("serve_", "prompt_", "validation_")  # Ray Serve's, templates, what to validate with
+    return sorted(name for name in names if not name.startswith(others))
 
 
 def _locate(source: str | Path) -> Path:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from vidgen_ray.addresses import folder_of, join, read_address, without_query
 from vidgen_ray.config import Config, describe
+from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.jobs_rows import (
     KINDS,
     REQUIRED,
@@ -21,6 +22,7 @@ from vidgen_ray.generation.jobs_rows import (
     shown,
     unknown,
 )
+from vidgen_ray.generation.templates import expand
 from vidgen_ray.schema import ID_PATTERN, GenerationRequest, resolve_request
 
 MAX_JOBS_BYTES = 500_000_000  # after decompression
@@ -107,6 +109,7 @@ _TYPES: dict[Kind, tuple[type, ...]] = {
 }
 _NULLABLE = {"seed", "profile", "lora"}
 _MAX_LEVELS = 50  # pydantic cannot save a record of more than some 250
+_TEMPLATED = {"template", "fields", "prompt"}
 _STAND_IN = dict.fromkeys(REQUIRED, "a")  # lets the rest be checked where one is missing
 
 
@@ -143,9 +146,16 @@ def _request(
     """The request, or None and everything wrong with the fields."""
     faults = [fault for name in fields if (fault := _field_fault(name, fields[name])) is not None]
     named = fields.keys() | {nearest(name) for name in fields}
+    named |= {"prompt"} if "template" in named else set()
     faults += [Fault(name, "required, but missing") for name in REQUIRED if name not in named]
     wrong = {fault.field for fault in faults}
     sound = {name: fields[name] for name in fields if name in KINDS and name not in wrong}
+    try:
+        sound = expand(sound, config.prompt_templates)
+    except RequestError as error:
+        name, _, message = str(error).partition(": ")
+        faults.append(Fault(name, message))
+        sound = {name: value for name, value in sound.items() if name not in _TEMPLATED}
     sound = {**_STAND_IN, **_with_addresses(sound, folder)}
     request, found = _resolve(sound, config)
     if request is None and not {"mode", "profile"} & {_top(fault) for fault in found}:
