@@ -18,7 +18,7 @@ Status = Literal["accepted", "needs_review", "failed", "quarantined"]
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 # Files of the output folder that are not records: no clip may take their names.
-RESERVED_IDS = frozenset({"status", "summary"})
+RESERVED_IDS = frozenset({"status", "summary", "validation"})
 
 
 class GenerationRequest(GenerationDefaults):
@@ -259,6 +259,38 @@ class BatchSummary(Section):
     devices: list[str] = []
     model: ModelRecord | None = None
     versions: dict[str, str] = {}
+
+
+class ValidatedPrompt(Section):
+    """One prompt of a validation: the clip without the adapter and the one with it, same seed.
+
+    `pixel_difference` is the mean of |with - without| over all pixels of all frames, in grey levels
+    of 255; `score_difference` is with minus without. Both are None where a clip is not there.
+    """
+
+    id: str
+    prompt: str
+    without_id: str
+    with_id: str
+    score_without: float | None
+    score_with: float | None
+    score_difference: float | None
+    pixel_difference: float | None
+    passed: bool
+    reasons: list[str]
+
+
+class Validation(Section):
+    """`validation.json`: what an adapter does to fixed prompts, and whether that is good enough."""
+
+    passed: bool
+    verdict: str
+    threshold: float
+    adapter: AdapterRecord | None  # None where no clip with it was made
+    trigger: str | None
+    prompts: list[ValidatedPrompt]
+    run_id: str
+    created_at: datetime
 
 
 class RunningClip(Section):

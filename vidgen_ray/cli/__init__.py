@@ -24,6 +24,8 @@ from vidgen_ray.cli.options import (
     generation_overrides,
     is_temporary,
 )
+from vidgen_ray.cli.prompts import prompts
+from vidgen_ray.cli.validate import validate
 from vidgen_ray.config import load_config, parse_overrides
 from vidgen_ray.errors import ConfigError, DatasetError, Interrupted, RequestError, VidgenError
 
@@ -33,7 +35,6 @@ app = typer.Typer(
     help="Image to video for newsrooms: one photo and one prompt become a 6-second clip.",
 )
 
-app.add_typer(dataset_app, name="dataset")
 
 _console = Console()
 _errors = Console(stderr=True)
@@ -220,6 +221,11 @@ def key(
     secret, digest = new_key()
     _errors.print(f"{secret}  (of {owner}; shown this once)", highlight=False, soft_wrap=True)
     print(f"{owner}: {digest}")
+
+
+app.add_typer(dataset_app, name="dataset")
+app.command()(validate)
+app.command()(prompts)
 
 
 def main() -> None:

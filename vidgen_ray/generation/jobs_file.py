@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,19 +74,27 @@ def read_jobs(address: str, config: Config) -> JobsFile:
     data = read_address(
         address, field="jobs", max_bytes=MAX_JOBS_BYTES, compression=infer_compression(name)
     )
-    folder = folder_of(address)
+    jobs = check_rows(parse_rows(data, name), folder_of(address), config)
+    if not jobs.requests and not jobs.problems:
+        advice = "write one job a line, with id, image and prompt"
+        return JobsFile([], [RowProblem(1, None, None, f"the file holds no jobs; {advice}")])
+    return jobs
+
+
+def check_rows(rows: Iterable[Row], folder: str, config: Config) -> JobsFile:
+    """Rows as requests, with everything that is wrong with the others.
+
+    Relative paths count from `folder`.
+    """
     jobs: list[Job] = []
     problems: list[RowProblem] = []
     ids: dict[str, tuple[str, int]] = {}
-    for row in parse_rows(data, name):
+    for row in rows:
         outcome = _judge(row, folder, config, ids)
         if isinstance(outcome, Job):
             jobs.append(outcome)
         else:
             problems += outcome
-    if not jobs and not problems:
-        advice = "write one job a line, with id, image and prompt"
-        problems.append(RowProblem(1, None, None, f"the file holds no jobs; {advice}"))
     return JobsFile(jobs, problems)
 
 
