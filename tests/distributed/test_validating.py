@@ -92,7 +92,8 @@ def test_both_arms_have_the_same_seeds_and_prompts_and_differ_by_the_adapter(
     for prompt in validation.prompts:
         without, with_ = records[prompt.without_id], records[prompt.with_id]
         assert without.seed == with_.seed
-        assert without.request and with_.request
+        assert without.request
+        assert with_.request
         assert without.request.prompt == with_.request.prompt == prompt.prompt
         assert prompt.prompt.startswith("nightfall ")
         assert without.adapter is None
