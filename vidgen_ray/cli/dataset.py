@@ -1,12 +1,14 @@
 """`vidgen dataset`: annotations and folders of clips to `metadata.jsonl`, and what is in it."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from vidgen_ray.cli.options import absolute
+from vidgen_ray.cli.options import ConfigOption, SetOption, absolute
+from vidgen_ray.config import load_config, parse_overrides
 from vidgen_ray.errors import RequestError
 
 if TYPE_CHECKING:
@@ -62,6 +64,47 @@ def import_(
     with _console.status("reading") as status:
         report = import_dataset(arguments, lambda rows: status.update(f"{rows:,} rows"))
     _say_import(report, output)
+
+
+@dataset_app.command()
+def check(
+    metadata: Annotated[str, typer.Argument(help="The metadata file.")],
+    output: Annotated[
+        str | None, typer.Option(help="Where to write it with marks; default: in its place.")
+    ] = None,
+    config: ConfigOption = "nano",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster (auto, host:port); default RAY_ADDRESS, else this machine."),
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Probe every clip: decoding, duration, size, cuts, motion, duplicates. Nothing is deleted.
+
+    Rows get what was found, and marks; a page of plots lies beside them. Thresholds are in the
+    configuration's `check`. Exit codes: 0 done, 1 infrastructure, 2 bad input.
+    """
+    tree = load_config(config, parse_overrides(settings or []))
+    target = absolute(output or metadata)
+    if not target.endswith(".jsonl"):
+        raise RequestError(f"output: must end in .jsonl, got {target!r}")
+    from vidgen_ray.distributed.checking import CheckArguments, run_check
+    from vidgen_ray.distributed.cluster import native_log
+
+    arguments = CheckArguments(
+        metadata=absolute(metadata),
+        output=target,
+        config=tree,
+        ray_address=address or os.environ.get("RAY_ADDRESS"),
+    )
+    with native_log():
+        summary = run_check(arguments, _console)
+    _say(f"{summary.num_clips:,} clips of {summary.num_rows:,} rows checked")
+    if summary.num_missing_rows:
+        _say(f"  {summary.num_missing_rows:,} rows have no video file yet")
+    for mark, count in summary.marks.most_common():
+        _say(f"  {count:,} {mark}")
+    _say(f"Report: {summary.page}")
 
 
 def _say_import(report: "ImportReport", output: str) -> None:
