@@ -1,11 +1,13 @@
 """`vidgen dataset`: annotations and folders of clips to `metadata.jsonl`, and what is in it."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from vidgen_ray.cli.options import ConfigOption, SetOption, absolute
 from vidgen_ray.config import load_config, parse_overrides
@@ -64,6 +66,44 @@ def import_(
     with _console.status("reading") as status:
         report = import_dataset(arguments, lambda rows: status.update(f"{rows:,} rows"))
     _say_import(report, output)
+
+
+@dataset_app.command()
+def download(
+    dataset: Annotated[
+        Literal["msr-vtt", "vatex", "panda70m", "webvid"], typer.Argument(help="Which one.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the files.")],
+    limit: Annotated[
+        int | None, typer.Option(min=0, help="Fetch this many videos at most.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="URL, fsspec address or hub id; default: the usual place.")
+    ] = None,
+) -> None:
+    """Fetch what a dataset's publisher, or the source you name, offers.
+
+    The same command again goes on where it stopped. SHA256SUMS in the folder holds what the files
+    must be. Exit codes: 0 all there, 2 nothing offered or a file that is not what it was.
+    """
+    from vidgen_ray.datasets.download import fetch, list_files
+    from vidgen_ray.datasets.sources import DATASETS
+
+    facts = DATASETS[dataset]
+    _say(f"{facts.title}: licence: {facts.licence}. {facts.terms or ''}".rstrip())
+    if source is None and facts.address is None:
+        _say(f"It cannot be fetched by a program. {facts.obtain}")
+        raise typer.Exit(2)
+    files = list_files(dataset, source, limit)
+    _say(f"{len(files)} files, {sum(file.size_bytes or 0 for file in files) / 1e6:,.1f} MB")
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, TransferSpeedColumn(), console=_console, transient=True) as progress:
+        for file in files:
+            task = progress.add_task(file.name, total=file.size_bytes)
+            done = fetch(file, output, partial(progress.advance, task))
+            progress.remove_task(task)
+            _say(f"  {done.name}: {done.size_bytes:,} bytes{'' if done.is_new else ', was there'}")
+    _say(f"{output}: next, `vidgen dataset import {dataset} ANNOTATIONS --videos {output}`")
 
 
 @dataset_app.command()

@@ -55,10 +55,13 @@ DATASETS: dict[DatasetName, Dataset] = {
         terms="Study, non-commercial research and validation only. A redistribution keeps the "
         "copyright notice. The videos belong to their uploaders.",
         page="https://snap-research.github.io/Panda-70M/",
-        obtain="Access is granted by hand: (1) read the licence on the project's page, (2) ask for "
-        "the annotation files there and wait for the publisher's approval, (3) put the CSV on this "
-        "machine, (4) run `vidgen dataset import panda70m FILE.csv --output metadata.jsonl`. "
-        "The videos are the uploaders': metadata.to_fetch.csv lists them with their time spans.",
+        obtain="""Access is granted by hand:
+  1. Read the licence on https://snap-research.github.io/Panda-70M/.
+  2. Ask for the annotation files there, and wait for the publisher's approval.
+  3. Put the CSV on this machine.
+  4. vidgen dataset import panda70m FILE.csv --output metadata.jsonl
+  5. metadata.to_fetch.csv lists the videos, which are their uploaders', with time spans.
+     With those you may use in a folder, repeat step 4 with --videos FOLDER.""",
     ),
     "webvid": Dataset(
         title="WebVid",
