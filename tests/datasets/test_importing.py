@@ -1,14 +1,17 @@
 """Annotations in their publishers' formats become rows, and every row left out has a reason."""
 
 import csv
+import gzip
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from vidgen_ray.datasets.importing import ImportArguments, ImportReport, import_dataset
@@ -303,3 +306,22 @@ def test_slices_of_the_published_files(tmp_path: Path) -> None:
             (report.num_rows, report.num_clips) == (len(clips), num_clips) == (num_rows, num_clips)
         )
         assert not report.rejected
+
+
+def test_sources_may_be_compressed_or_in_an_archive_and_outputs_anywhere(tmp_path: Path) -> None:
+    data = (SAMPLES / "msr_vtt.json").read_bytes()
+    with gzip.open(tmp_path / "m.json.gz", "wb") as packed:
+        packed.write(data)
+    with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
+        archive.writestr("annotation/m.json", data)
+    store = fsspec.filesystem("memory")
+    store.pipe("/import/videos/video1.mp4", b"")
+    for source in (tmp_path / "m.json.gz", f"zip://annotation/m.json::{tmp_path}/m.zip"):
+        arguments = ImportArguments(
+            "msr-vtt", str(source), "memory://import/m.jsonl", videos="memory://import/videos"
+        )
+        assert import_dataset(arguments).num_rows == 4
+        clips = list(read_metadata("memory://import/m.jsonl"))
+        assert clips[3].video == "memory://import/videos/video1.mp4"
+        assert [clip.missing is None for clip in clips] == [False, False, True, True]
+    assert b"videos/video1.mp4" in store.cat("/import/m.jsonl")

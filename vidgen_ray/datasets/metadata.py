@@ -3,15 +3,18 @@
 import os
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from io import TextIOWrapper
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import infer_compression
 from pydantic import ValidationError
 
-from vidgen_ray.addresses import folder_of, join, one_line
+from vidgen_ray.addresses import folder_of, join, one_line, without_query
 from vidgen_ray.config import describe
 from vidgen_ray.errors import DatasetError
 from vidgen_ray.schema import Clip
@@ -67,9 +70,10 @@ def write_metadata(address: str, clips: Iterable[Clip]) -> int:
 @contextmanager
 def reading(address: str, field: str) -> Iterator[TextIOWrapper]:
     """A text file of a dataset, decompressed as its name says. Raises DatasetError."""
+    compression = infer_compression(without_query(address))
     try:
         with fsspec.open(
-            address, "rt", encoding="utf-8-sig", newline="", compression="infer"
+            address, "rt", encoding="utf-8-sig", newline="", compression=compression
         ) as file:
             yield file
     except FileNotFoundError:
@@ -85,20 +89,19 @@ def writing(address: str) -> Iterator[IO[str]]:
     """A text file that is there when the context ends without an error, and not before."""
     try:
         filesystem, path = fsspec.url_to_fs(address)
-        if not isinstance(filesystem, LocalFileSystem):
-            # An object store shows a file when it is closed, and drops it on an error.
-            with filesystem.transaction, filesystem.open(path, "wt", encoding="utf-8") as file:
-                yield file
-            return
-        partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        try:
+        with ExitStack() as stack:
+            if is_local := isinstance(filesystem, LocalFileSystem):
+                partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+            else:
+                partial = f"{stack.enter_context(TemporaryDirectory())}/partial"
+            stack.callback(Path(partial).unlink, missing_ok=True)
             with open(partial, "w", encoding="utf-8", newline="\n") as file:
                 yield file
-            os.replace(partial, path)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(partial)
+            if is_local:
+                os.replace(partial, path)
+            else:
+                filesystem.put_file(partial, path)
     except (OSError, ImportError, ValueError) as error:
         raise DatasetError(f"output: cannot be written: {address!r}: {one_line(error)}") from error
 
