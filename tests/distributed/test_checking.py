@@ -2,14 +2,16 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from tests.datasets.scenes import make_scene, write
-from vidgen_ray.config import Config
+from vidgen_ray.config import CheckConfig, Config
 from vidgen_ray.datasets.metadata import read_metadata, write_metadata
+from vidgen_ray.distributed import checking
 from vidgen_ray.distributed.checking import CheckArguments, CheckSummary, run_check
 from vidgen_ray.errors import DatasetError
 from vidgen_ray.schema import Clip, ClipSource
@@ -85,6 +87,32 @@ def test_a_file_of_rows_without_videos_is_checked_too(tmp_path: Path) -> None:
     assert check(tmp_path / "m.jsonl").num_clips == 0
     with pytest.raises(DatasetError, match="no such file"):
         check(tmp_path / "none.jsonl")
+
+
+@pytest.mark.chaos
+def test_a_file_that_kills_its_process_costs_no_other_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe_row = checking._probe_row
+
+    def probe_or_die(row: dict[str, Any], settings: CheckConfig) -> dict[str, Any]:
+        if row["address"].endswith("deadly.mp4"):
+            os._exit(1)
+        return probe_row(row, settings)
+
+    monkeypatch.setattr(checking, "_probe_row", probe_or_die)
+    monkeypatch.setattr(checking, "_MAX_BLOCKS", 2)  # so that others share the deadly one's block
+    names = ["a", "deadly", "b", "c"]
+    for seed, name in enumerate(names):
+        write(tmp_path / f"{name}.mp4", make_scene(seed, 49, 4))
+    clips = [Clip(id=name, video=f"{name}.mp4", prompt="a", source=SOURCE) for name in names]
+    write_metadata(str(tmp_path / "m.jsonl"), clips)
+    summary = check(tmp_path / "m.jsonl")
+    assert summary.marks == {"undecodable": 1}
+    found = {clip.id: clip.check for clip in read_metadata(str(tmp_path / "m.jsonl"))}
+    deadly = found["deadly"]
+    assert deadly is not None
+    assert deadly.reason == "the process that decoded it died"
 
 
 @pytest.mark.skipif("VIDGEN_TEST_DATA" not in os.environ, reason="VIDGEN_TEST_DATA is not set")

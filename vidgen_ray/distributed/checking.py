@@ -124,7 +124,10 @@ def _probe(
     rows = [{"index": index, **dict(zip(names, spans[index], strict=True))} for index in indices]
     try:
         dataset = ray.data.from_items(rows, override_num_blocks=num_blocks).map(
-            _probe_row, fn_args=(settings,), num_cpus=settings.num_cpus_per_task
+            _probe_row,
+            fn_args=(settings,),
+            num_cpus=settings.num_cpus_per_task,
+            max_retries=1,  # Ray Data's own default is to try forever
         )
         tables: Iterable[Any] = dataset.iter_batches(
             batch_size=None, prefetch_batches=0, batch_format="pyarrow"
