@@ -111,7 +111,7 @@ def test_rows_that_are_no_clips_are_rejected(folder: Path) -> None:
         "videos/gone#7",
     ]
     assert sum(report.rejected.values()) == 5
-    assert "no file called videos/gone.mp4" in str(clips[-1].missing)
+    assert "no single file called videos/gone.mp4" in str(clips[-1].missing)
 
 
 def test_a_folder_of_nothing_known_is_refused(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from vidgen_ray.datasets.entries import VideoFile
 from vidgen_ray.datasets.importing import ImportArguments, ImportReport, import_dataset
 from vidgen_ray.datasets.metadata import read_metadata
 from vidgen_ray.datasets.sources import DatasetName
+from vidgen_ray.datasets.videos import VideoIndex
 from vidgen_ray.errors import DatasetError
 from vidgen_ray.schema import Clip
 
@@ -152,7 +154,7 @@ def test_a_file_is_found_as_a_cut_clip_or_inside_its_whole_video(tmp_path: Path)
         3723.5,
         3729.0,
     )
-    assert "no file called v_2_0 or v_2 in" in str(by_id["v_2#0"].missing)
+    assert "no single file called v_2_0 or v_2 in" in str(by_id["v_2#0"].missing)
     assert (report.num_missing_rows, report.num_rows) == (3, 6)
     # Another import, when all is there, leaves no list of what to fetch.
     assert (tmp_path / "p.to_fetch.csv").exists()
@@ -161,6 +163,27 @@ def test_a_file_is_found_as_a_cut_clip_or_inside_its_whole_video(tmp_path: Path)
     report, _ = run("panda70m", tmp_path / "p.csv", tmp_path / "p.jsonl", videos=str(videos))
     assert report.num_missing_rows == 0
     assert not (tmp_path / "p.to_fetch.csv").exists()
+
+
+def test_a_name_never_stands_for_another_folders_file(tmp_path: Path) -> None:
+    for name in ("x/1.mp4", "y/1.mp4", "y/2.mp4", "z/3.mov", "z/3.mp4", "top.v1.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    index = VideoIndex(str(tmp_path))
+
+    def find(name: str) -> str | None:
+        found = index.find([VideoFile(name)])
+        return None if found is None else str(Path(found[0]).relative_to(tmp_path))
+
+    assert find("x/1.mp4") == "x/1.mp4"
+    assert find("far/away/y/1") == "y/1.mp4"
+    assert find("1.mp4") is None  # of x or of y
+    assert find("x/2.mp4") is None  # another one is in y
+    assert find("2") == find("2.mp4") == "y/2.mp4"
+    assert find("3") == "z/3.mov"
+    assert find("3.mp4") == "z/3.mp4"
+    assert find("top.v1") == "top.v1.mp4"
+    assert find("top") is None
 
 
 def test_every_rejected_row_has_its_reason(tmp_path: Path) -> None:
@@ -267,6 +290,7 @@ def test_the_mirrors_form_of_msr_vtt(tmp_path: Path) -> None:
 
 _IMPORT = """
 import resource, sys
+from vidgen_ray.datasets.entries import VideoFile
 from vidgen_ray.datasets.importing import ImportArguments, import_dataset
 report = import_dataset(ImportArguments("panda70m", sys.argv[1], sys.argv[2]))
 print(report.num_rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -194,7 +194,7 @@ class _Import:
         names = " or ".join(file.name for file in entry.files)
         if self._index is None:
             return f"no --videos was given; a file called {names} would be taken"
-        return f"no file called {names} in {self._index.address}"
+        return f"no single file called {names} in {self._index.address}"
 
     def _list_to_fetch(self, entry: Entry, fetch: _Sidecar) -> None:
         is_first = self.report.num_missing_clips == 1

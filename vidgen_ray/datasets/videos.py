@@ -19,7 +19,7 @@ def file_name(name: str) -> str:
 
 
 class VideoIndex:
-    """The videos in a folder and below it, by path inside it and by bare name."""
+    """The videos in a folder and below it, found by path or bare name, with or without suffix."""
 
     def __init__(self, address: str) -> None:
         """List the folder once; what a file costs here is its name. Raises DatasetError."""
@@ -31,18 +31,31 @@ class VideoIndex:
             paths = filesystem.find(root)
         except (OSError, ImportError, ValueError) as error:
             raise DatasetError(f"videos: {address!r}: {one_line(error)}") from error
-        self._by_name: dict[str, str] = {}
+        self._by_stem: dict[str, list[PurePosixPath]] = {}
         for path in sorted(paths):
             inside = PurePosixPath(path).relative_to(root.rstrip("/"))
             if inside.suffix.lower() in VIDEO_SUFFIXES:
-                for name in (str(inside), str(inside.with_suffix("")), inside.name, inside.stem):
-                    self._by_name.setdefault(name, str(inside))
+                self._by_stem.setdefault(inside.stem, []).append(inside)
 
     def find(self, files: list[VideoFile]) -> tuple[str, VideoFile] | None:
-        """The address of the first of `files` that is here, and which of them it is."""
+        """The address of the first of `files` that is here, and which of them it is.
+
+        A name that could mean files of several folders means none of them.
+        """
         for file in files:
-            plain = str(PurePosixPath(file.name))  # "./a.mp4" is "a.mp4"
-            for name in (plain, PurePosixPath(plain).name):
-                if name in self._by_name:
-                    return f"{self.address}/{self._by_name[name]}", file
+            name = PurePosixPath(file.name)
+            stem = name.stem if name.suffix.lower() in VIDEO_SUFFIXES else name.name
+            fitting = [path for path in self._by_stem.get(stem, []) if _fits(path, name)]
+            exact = [path for path in fitting if path == name]
+            found = exact or fitting
+            if len({path.parent for path in found}) == 1:
+                return f"{self.address}/{found[0]}", file
         return None
+
+
+def _fits(path: PurePosixPath, name: PurePosixPath) -> bool:
+    """Whether the file at `path` may be called `name`: one path ends with the other."""
+    if name.suffix.lower() not in VIDEO_SUFFIXES:
+        name = name.with_name(f"{name.name}{path.suffix}")
+    length = min(len(path.parts), len(name.parts))
+    return path.parts[-length:] == name.parts[-length:]
