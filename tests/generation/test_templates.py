@@ -81,6 +81,13 @@ def test_what_cannot_be_filled_in_is_refused(
     assert "prompt" not in {problem.field for problem in found.problems if row.get("template")}
 
 
+def test_one_mistake_is_told_once(tmp_path: Path) -> None:
+    for row in ({**STREET, "fields": 3}, {**STREET, "template": 3}, {**STREET, "template": "x"}):
+        assert len(read(tmp_path, row).problems) == 1
+    guess = {"tempalte": "street_report", "fields": STREET["fields"]}
+    assert [problem.field for problem in read(tmp_path, guess).problems] == ["tempalte"]
+
+
 def test_csv_files_may_name_templates(tmp_path: Path) -> None:
     path = tmp_path / "jobs.csv"
     fields = '"{""place"": ""a rink"", ""action"": ""a goal""}"'

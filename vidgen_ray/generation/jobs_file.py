@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,12 +159,8 @@ def _request(
     faults += [Fault(name, "required, but missing") for name in REQUIRED if name not in named]
     wrong = {fault.field for fault in faults}
     sound = {name: fields[name] for name in fields if name in KINDS and name not in wrong}
-    try:
-        sound = expand(sound, config.prompt_templates)
-    except RequestError as error:
-        name, _, message = str(error).partition(": ")
-        faults.append(Fault(name, message))
-        sound = {name: value for name, value in sound.items() if name not in _TEMPLATED}
+    sound, found = _with_prompt(sound, named, config)
+    faults += found
     sound = {**_STAND_IN, **_with_addresses(sound, folder)}
     request, found = _resolve(sound, config)
     if request is None and not {"mode", "profile"} & {_top(fault) for fault in found}:
@@ -177,6 +173,20 @@ def _request(
     if request is not None and "mode" not in wrong and "profile" not in wrong:
         faults += _profile_faults(request, config)
     return (None if faults else request), faults
+
+
+def _with_prompt(
+    fields: dict[str, Any], named: Set[str | None], config: Config
+) -> tuple[dict[str, Any], list[Fault]]:
+    """`fields` with their template made a prompt; `named` are those that the row tried to set."""
+    found = []
+    if not (named & {"template", "fields"}) - fields.keys():  # else their fault is told already
+        try:
+            return expand(fields, config.prompt_templates), []
+        except RequestError as error:
+            name, _, message = str(error).partition(": ")
+            found = [Fault(name, message)]
+    return {name: value for name, value in fields.items() if name not in _TEMPLATED}, found
 
 
 def _field_fault(name: str, value: Any) -> Fault | None:
