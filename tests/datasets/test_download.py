@@ -1,6 +1,10 @@
 """Files arrive whole, go on where they broke off, and are what their checksums say."""
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -188,3 +192,70 @@ def test_what_is_not_offered_is_said(url: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="offers no files"):
         list_files("vatex", str(tmp_path / "empty"), None)
+
+
+class Hub(Handler):
+    """The part of a model hub's interface that downloading a data set takes."""
+
+    def send_head(self) -> None:  # type: ignore[override]
+        path, _, _ = self.path.partition("?")
+        files = {
+            str(file.relative_to(self.directory)): file.stat().st_size
+            for file in sorted(Path(self.directory).rglob("*.*"))
+        }
+        if path == "/api/datasets/desk/clips":
+            self.answer({"id": "desk/clips", "sha": "c" * 40, "siblings": []})
+        elif path.startswith("/api/datasets/desk/clips/tree/"):
+            entries = [
+                {"type": "file", "oid": "0" * 40, "size": size, "path": name}
+                for name, size in files.items()
+            ]
+            self.answer(entries)
+        elif path.startswith("/datasets/desk/clips/resolve/main/"):
+            self.path = path.removeprefix("/datasets/desk/clips/resolve/main")
+            super().send_head()
+        else:
+            self.send_error(404)
+
+    def answer(self, body: object) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = send_head  # type: ignore[assignment]  # noqa: N815
+    do_HEAD = send_head  # type: ignore[assignment]  # noqa: N815
+
+    def translate_path(self, path: str) -> str:
+        return str(Path(self.directory) / path.lstrip("/"))
+
+
+def test_a_hub_id_is_a_source(tmp_path: Path) -> None:
+    repository = tmp_path / "hub"
+    (repository / "videos").mkdir(parents=True)
+    (repository / "annotations.json").write_text("[]")
+    for number in range(3):
+        (repository / f"videos/{number}.mp4").write_bytes(bytes(1000))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=str(repository)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    words = ["dataset", "download", "msr-vtt", "--source", "desk/clips", "--limit", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vidgen_ray", *words, "--output", str(tmp_path / "out")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0, done.stderr
+    fetched = read_checksums(tmp_path / "out/SHA256SUMS")
+    assert sorted(fetched) == ["annotations.json", "videos/0.mp4", "videos/1.mp4"]
