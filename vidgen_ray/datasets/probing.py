@@ -4,10 +4,12 @@ Frames are looked at small: 160 px wide, and no more than 12 a second.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 from scenedetect.detectors import AdaptiveDetector
@@ -84,8 +86,9 @@ def _frames(
         rate = stream.average_rate or stream.guessed_rate
         look.fps = float(rate) if rate else None
         offset_s = float((stream.start_time or 0) * stream.time_base)
-        if start_s > 0:
-            container.seek(int((start_s + offset_s) / stream.time_base), stream=stream)
+        if start_s > 1.0:
+            with suppress(av.FFmpegError):  # a file without an index is read from its start
+                container.seek(int((start_s + offset_s) / stream.time_base), stream=stream)
         for number, frame in enumerate(container.decode(stream)):
             time_s = number / (look.fps or 1.0) if frame.time is None else frame.time - offset_s
             if time_s < start_s - 1e-3:
