@@ -108,3 +108,34 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_dataset_import_says_what_it_wrote_and_under_which_terms(tmp_path: Path) -> None:
+    source = Path(__file__).parents[1] / "data/metadata/msr_vtt.json"
+    output = tmp_path / "metadata.jsonl"
+    words = ["dataset", "import", "msr-vtt", source, "--output", output]
+    done = vidgen(*words, "--category", "news", "--limit", "1")
+    assert done.returncode == 0, done.stderr
+    assert "licence: none stated; research use" in done.stdout
+    assert "1 rows of 1 clips" in done.stdout
+    assert "metadata.to_fetch.csv lists them" in done.stdout
+    assert len(output.read_text().splitlines()) == 1
+    wrong = vidgen(*words, "--category", "opera")
+    assert wrong.returncode == 2
+    assert "'news/events/politics', 'sports/actions'" in wrong.stderr
+    assert vidgen(*words[:-1], "metadata.json").returncode == 2
+
+
+def test_dataset_download_says_how_panda70m_is_had() -> None:
+    done = vidgen("dataset", "download", "panda70m", "--output", "nowhere")
+    assert done.returncode == 2
+    assert "wait for the publisher's approval" in done.stdout
+    assert not Path("nowhere").exists()
+
+
+def test_prompts_lists_the_templates_and_their_fields() -> None:
+    done = vidgen("prompts")
+    assert done.returncode == 0, done.stderr
+    assert "Sport at {place}: {action};" in done.stdout
+    assert "place: to give" in done.stdout
+    assert "camera: default: The camera follows from the side line" in done.stdout

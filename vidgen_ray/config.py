@@ -115,6 +115,20 @@ class BatchConfig(Section):
     worker_start_timeout_s: float = Field(600, gt=0)
 
 
+class CheckConfig(Section):
+    """When `dataset check` marks a clip. Marks are advice: no clip is removed for one.
+
+    `max_hash_distance` is of 192 bits, 64 of each of three frames.
+    """
+
+    min_duration_s: float = Field(6.0, ge=0.0)  # 49 frames at 8 fps
+    min_fps: float = Field(8.0, ge=0.0)
+    min_side_px: int = Field(240, ge=0)  # of the shorter side
+    min_motion_px: float = Field(2.0, ge=0.0)  # px a second at 480 lines; film grain gives up to 2
+    max_hash_distance: int = Field(18, ge=0, le=192)
+    num_cpus_per_task: float = Field(1, gt=0)
+
+
 class Config(Section):
     """The whole tree. `pinned` holds the generation fields that the command line set."""
 
@@ -124,6 +138,8 @@ class Config(Section):
     profiles: dict[str, Profile] = {}
     quality: QualityConfig = QualityConfig()
     batch: BatchConfig = BatchConfig()
+    check: CheckConfig = CheckConfig()
+    prompt_templates: str | None = None  # a YAML file in place of the templates that ship
     pinned: dict[str, Any] = Field({}, exclude=True)
 
     @model_validator(mode="after")
@@ -194,7 +210,8 @@ def shipped_configs() -> list[str]:
     """Names of the configurations inside the package."""
     folder = resources.files("vidgen_ray") / "configs"
     names = [entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")]
-    return sorted(name for name in names if not name.startswith("serve_"))  # those are Ray Serve's
+    others = ("serve_", "prompt_", "validation_")  # Ray Serve's, templates, what to validate with
+    return sorted(name for name in names if not name.startswith(others))
 
 
 def _locate(source: str | Path) -> Path:

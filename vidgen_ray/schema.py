@@ -18,7 +18,7 @@ Status = Literal["accepted", "needs_review", "failed", "quarantined"]
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 # Files of the output folder that are not records: no clip may take their names.
-RESERVED_IDS = frozenset({"status", "summary"})
+RESERVED_IDS = frozenset({"status", "summary", "validation"})
 
 
 class GenerationRequest(GenerationDefaults):
@@ -261,6 +261,38 @@ class BatchSummary(Section):
     versions: dict[str, str] = {}
 
 
+class ValidatedPrompt(Section):
+    """One prompt of a validation: the clip without the adapter and the one with it, same seed.
+
+    `pixel_difference` is the mean of |with - without| over all pixels of all frames, in grey levels
+    of 255; `score_difference` is with minus without. Both are None where a clip is not there.
+    """
+
+    id: str
+    prompt: str
+    without_id: str
+    with_id: str
+    score_without: float | None
+    score_with: float | None
+    score_difference: float | None
+    pixel_difference: float | None
+    passed: bool
+    reasons: list[str]
+
+
+class Validation(Section):
+    """`validation.json`: what an adapter does to fixed prompts, and whether that is good enough."""
+
+    passed: bool
+    verdict: str
+    threshold: float
+    adapter: AdapterRecord | None  # None where no clip with it was made
+    trigger: str | None
+    prompts: list[ValidatedPrompt]
+    run_id: str
+    created_at: datetime
+
+
 class RunningClip(Section):
     """A clip in work: where, and how far its denoising is. VRAM in units of 1e9 bytes."""
 
@@ -299,6 +331,64 @@ class RunStatus(Section):
     running: list[RunningClip] = []
     error: str | None = None
     exit_code: int | None = None
+
+
+class ClipSource(Section):
+    """Where a training clip comes from and what its use is bound to."""
+
+    dataset: str = Field(min_length=1)
+    url: str | None = None
+    licence: str = Field(min_length=1)
+    terms: str | None = None
+    split: str | None = None
+    category: str | None = None
+
+
+class ClipCheck(Section):
+    """What `dataset check` found in a clip's span; None where the file did not say.
+
+    Sizes are of upright pictures. `motion_px` is the mean optical flow in px a second of a picture
+    480 px high. `duplicate_of` is the id of the first clip that looks the same.
+    """
+
+    marks: list[str] = []  # "undecodable", "short", "cut", "static", "duplicate", ...
+    reason: str | None = None  # the error, of a file that does not decode
+    duration_s: float | None = None
+    num_frames: int | None = None
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    rotation: int | None = None
+    size_bytes: int | None = None
+    cuts_s: list[float] = []
+    motion_px: float | None = None
+    perceptual_hash: str | None = None
+    duplicate_of: str | None = None
+
+
+class Clip(Section):
+    """A line of `metadata.jsonl`: one training clip and one caption.
+
+    `video` and `image` are paths or fsspec addresses; a relative one counts from the file's folder.
+    Without an `image` the clip's first frame conditions it. `start_s` and `end_s` are a span inside
+    the video. `missing` says why there is no video file yet.
+    """
+
+    id: str = Field(min_length=1)
+    video: str = Field(min_length=1)
+    image: str | None = Field(None, min_length=1)
+    prompt: str = Field(min_length=1, max_length=10_000)
+    start_s: float | None = Field(None, ge=0)
+    end_s: float | None = Field(None, gt=0)
+    source: ClipSource
+    missing: str | None = None
+    check: ClipCheck | None = None
+
+    @model_validator(mode="after")
+    def _span_is_forward(self) -> "Clip":
+        if self.end_s is not None and self.end_s <= (self.start_s or 0.0):
+            raise ValueError(f"end_s: must be after start_s, got {self.start_s} to {self.end_s}")
+        return self
 
 
 class ProjectSummary(Section):

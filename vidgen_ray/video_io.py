@@ -1,7 +1,8 @@
 """Video files to arrays, and arrays to video files."""
 
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
@@ -38,6 +39,25 @@ def write_video(path: Path, video: Video, *, crf: int = 17, comment: str | None 
         raise
 
 
+@contextmanager
+def open_video(address: str, field: str = "video") -> Iterator[tuple[Any, Any]]:
+    """PyAV's container and video stream of a path or fsspec address, to decode frame by frame.
+
+    Raises RequestError, also for what goes wrong while the caller decodes.
+    """
+    with readable(address, field):
+        filesystem, path, _ = locate(address, field)
+        with (
+            filesystem.open(path, "rb") as file,
+            _decoding(address, field),
+            av.open(file, "r", container_options=_OPTIONS, **_LENIENT_TAGS) as container,
+        ):
+            stream = _video_stream(container, address, field)
+            stream.thread_type = "AUTO"
+            _check_whole(container, stream)
+            yield container, stream
+
+
 def read_video(
     source: str | Path | IO[bytes], *, max_frames: int | None = None, field: str = "video"
 ) -> Video:
@@ -59,6 +79,7 @@ VIDEO_FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,gif,ogg,asf,mxf,ivf,h264,hevc,obu,dv,"
     "yuv4mpegpipe"
 )
+_OPTIONS = {"format_whitelist": VIDEO_FORMATS}
 # Tags in other encodings than UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
 _LENIENT_TAGS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED, which PyAV does not name
@@ -123,27 +144,34 @@ def _encode(path: Path, video: Video, crf: int, comment: str | None) -> None:
 
 
 def _decode_video(file: IO[bytes], name: str, max_frames: int | None, field: str) -> Video:
-    try:
-        options = {"format_whitelist": VIDEO_FORMATS}
-        with av.open(file, "r", container_options=options, **_LENIENT_TAGS) as container:
-            stream = _video_stream(container, name, field)
-            stream.thread_type = "AUTO"
-            _check_whole(container, stream)
-            frames = _decode_frames(container, stream, name, max_frames, field)
-            fps = stream.average_rate or stream.guessed_rate
-    except RequestError:
-        raise
-    except Exception as error:  # FFmpeg's errors, and those of whatever `file` is
-        raise RequestError(
-            f"{field}: must be a whole video file such as MP4, MOV, MKV or WebM, got {name!r}, "
-            f"which does not decode ({one_line(error)}); export or copy it again"
-        ) from error
+    with (
+        _decoding(name, field),
+        av.open(file, "r", container_options=_OPTIONS, **_LENIENT_TAGS) as container,
+    ):
+        stream = _video_stream(container, name, field)
+        stream.thread_type = "AUTO"
+        _check_whole(container, stream)
+        frames = _decode_frames(container, stream, name, max_frames, field)
+        fps = stream.average_rate or stream.guessed_rate
     if not frames or not fps:
         raise RequestError(
             f"{field}: must hold timed frames, got {len(frames)} frames at {fps or 'no'} fps "
             f"({name!r}); export it again"
         )
     return Video(frames=np.stack(frames), fps=float(fps))
+
+
+@contextmanager
+def _decoding(name: str, field: str) -> Iterator[None]:
+    try:
+        yield
+    except RequestError:
+        raise
+    except Exception as error:  # FFmpeg's errors, and those of whatever the file is
+        raise RequestError(
+            f"{field}: must be a whole video file such as MP4, MOV, MKV or WebM, got {name!r}, "
+            f"which does not decode ({one_line(error)}); export or copy it again"
+        ) from error
 
 
 def _video_stream(container: Any, name: str, field: str) -> Any:

@@ -184,5 +184,19 @@ def test_a_batch_as_a_ray_job_can_be_stopped_and_gone_on_with(
     assert [(record.id, record.status) for record in records] == [(n, "accepted") for n in "abc"]
 
 
+def test_a_validation_as_a_ray_job(
+    cluster: str, photo: Path, tiny_adapter: Path, sets: list[str], tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.yaml"
+    prompts.write_text(f"prompts: [{{id: a, image: {photo}, prompt: slow push in}}]\n")
+    entrypoint = [sys.executable, "jobs/validate.py", "--lora", str(tiny_adapter)]
+    entrypoint += ["--prompts", str(prompts), "--output", str(tmp_path / "out")]
+    entrypoint += ["--config", "nano", *sets]
+    done = submit_first(cluster, "--working-dir", ".", "--", *entrypoint)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PASS: 1 of 1 prompts pass" in done.stdout
+    assert json.loads((tmp_path / "out/validation.json").read_text())["passed"]
+
+
 def read_status(output: Path) -> RunStatus:
     return RunStatus.model_validate_json((output / "status.json").read_text())

@@ -292,6 +292,31 @@ class TestDownload:
         assert client.get(path).status_code == 404
 
 
+class TestTemplates:
+    FIELDS = {"place": "a rink", "action": "a goal"}
+    PROMPT = (
+        "Sport at a rink: a goal; the crowd reacts in the background. "
+        "The camera follows from the side line."
+    )
+
+    def test_a_form_may_name_one(self, client: httpx.Client) -> None:
+        data = {"template": "sport", "fields": json.dumps(self.FIELDS), "seed": "1"}
+        answer = client.post("/generate-video", data=data, files={"image": ("a.png", PHOTO)})
+        job = answer.raise_for_status().json()
+        assert (job["prompt"], job["template"]) == (self.PROMPT, "sport")
+
+    def test_json_may_name_one_beside_a_prompt(self, client: httpx.Client) -> None:
+        address = "data:image/png;base64," + base64.b64encode(PHOTO).decode()
+        body = {
+            "template": "sport",
+            "fields": self.FIELDS,
+            "prompt": "Snow falls.",
+            "input_reference": {"image_url": address},
+        }
+        job = client.post("/v1/videos", json=body).raise_for_status().json()
+        assert (job["prompt"], job["template"]) == (f"{self.PROMPT} Snow falls.", "sport")
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("fields", "param", "words"),
@@ -312,6 +337,11 @@ class TestBadInput:
             ({"model": "sora-2"}, "model", "must be one of ['tiny', 'press']"),
             ({"seconds": "soon"}, "seconds", "whole number"),
             ({"webhook_url": "https://desk.example/"}, "webhook_url", "webhook_hosts"),
+            ({"template": "brief"}, "template", "must be one of ['arrival', 'briefing'"),
+            ({"template": "sport"}, "fields", "misses ['place', 'action']"),
+            ({"template": "sport", "fields": '{"goal": "x"}'}, "fields", "has no ['goal']"),
+            ({"template": "sport", "fields": "a rink"}, "fields", "must be a JSON object"),
+            ({"fields": '{"place": "x"}'}, "fields", "must stand beside a template"),
             ({"prompt": "a\0b"}, None, "NUL"),
             ({"image": b"GIF89a not a picture"}, "input_reference", "PNG, JPEG or WebP"),
             ({"image": b""}, "input_reference", "empty"),
@@ -325,6 +355,13 @@ class TestBadInput:
         assert words in error["message"]
         if param:
             assert error["param"] == param
+
+    @pytest.mark.parametrize("path", ["/v1/videos", "/generate-video"])
+    def test_a_prompt_or_a_template_is_needed(self, client: httpx.Client, path: str) -> None:
+        answer = client.post(path, files={"image": ("a.png", PHOTO)})
+        error = problem(answer, 422, "invalid_request")
+        assert error["param"] == "prompt"
+        assert "name a template" in error["message"]
 
     def test_an_image_is_needed(self, client: httpx.Client) -> None:
         answer = client.post("/v1/videos", json={"prompt": "p"})

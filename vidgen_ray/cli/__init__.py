@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vidgen_ray.cli.dataset import dataset_app
 from vidgen_ray.cli.options import (
     ConfigOption,
     LoraOption,
@@ -23,14 +24,17 @@ from vidgen_ray.cli.options import (
     generation_overrides,
     is_temporary,
 )
+from vidgen_ray.cli.prompts import prompts
+from vidgen_ray.cli.validate import validate
 from vidgen_ray.config import load_config, parse_overrides
-from vidgen_ray.errors import ConfigError, Interrupted, RequestError, VidgenError
+from vidgen_ray.errors import ConfigError, DatasetError, Interrupted, RequestError, VidgenError
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Image to video for newsrooms: one photo and one prompt become a 6-second clip.",
 )
+
 
 _console = Console()
 _errors = Console(stderr=True)
@@ -219,6 +223,11 @@ def key(
     print(f"{owner}: {digest}")
 
 
+app.add_typer(dataset_app, name="dataset")
+app.command()(validate)
+app.command()(prompts)
+
+
 def main() -> None:
     """Run the command line; errors become one line and an exit code."""
     run_and_exit(app)
@@ -230,7 +239,7 @@ def run_and_exit(command: typer.Typer) -> None:
         command()
     except VidgenError as error:
         _errors.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2 if isinstance(error, RequestError | ConfigError) else 1)
+        sys.exit(2 if isinstance(error, RequestError | ConfigError | DatasetError) else 1)
     except Interrupted as stop:
         _errors.print("stopped; run the same command again to go on", highlight=False)
         sys.exit(128 + stop.signal_number)

@@ -29,7 +29,7 @@ from vidgen_ray.distributed.stages import Row, Run, first_row, read, save, score
 from vidgen_ray.distributed.worker import Generate
 from vidgen_ray.errors import EngineError, Interrupted, RequestError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.generation.jobs_file import RowProblem, read_jobs
+from vidgen_ray.generation.jobs_file import JobsFile, RowProblem, read_jobs
 from vidgen_ray.schema import BatchSummary, GenerationRecord
 
 EXIT_ACCEPTED = 0
@@ -58,7 +58,11 @@ def run_batch(arguments: BatchArguments, console: Console) -> int:
     Raises RequestError and ConfigError for bad input, ArtifactError and EngineError for a run that
     could not go on, Interrupted for a signal. The same call afterwards goes on where it stopped.
     """
-    file = read_jobs(arguments.jobs, arguments.config)
+    return make_clips(read_jobs(arguments.jobs, arguments.config), arguments, console)
+
+
+def make_clips(file: JobsFile, arguments: BatchArguments, console: Console) -> int:
+    """Like `run_batch`, of a jobs file that is read already."""
     store = ArtifactStore(arguments.output)
     store.check_writable()
     suspects = claim(store)

@@ -2,17 +2,16 @@
 
 import json
 import math
-import os
-import posixpath
-import re
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
 from fsspec.utils import infer_compression
 from pydantic import ValidationError
 
-from vidgen_ray.addresses import read_address
+from vidgen_ray.addresses import folder_of, join, read_address, without_query
 from vidgen_ray.config import Config, describe
+from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.jobs_rows import (
     KINDS,
     REQUIRED,
@@ -24,6 +23,7 @@ from vidgen_ray.generation.jobs_rows import (
     shown,
     unknown,
 )
+from vidgen_ray.generation.templates import expand
 from vidgen_ray.schema import ID_PATTERN, GenerationRequest, resolve_request
 
 MAX_JOBS_BYTES = 500_000_000  # after decompression
@@ -70,23 +70,31 @@ def read_jobs(address: str, config: Config) -> JobsFile:
     request; neither does any row of a CSV file whose header is wrong. Raises RequestError for a
     file that is missing or cannot be read.
     """
-    name = _without_query(address)
+    name = without_query(address)
     data = read_address(
         address, field="jobs", max_bytes=MAX_JOBS_BYTES, compression=infer_compression(name)
     )
-    folder = _folder(address)
+    jobs = check_rows(parse_rows(data, name), folder_of(address), config)
+    if not jobs.requests and not jobs.problems:
+        advice = "write one job a line, with id, image and prompt"
+        return JobsFile([], [RowProblem(1, None, None, f"the file holds no jobs; {advice}")])
+    return jobs
+
+
+def check_rows(rows: Iterable[Row], folder: str, config: Config) -> JobsFile:
+    """Rows as requests, with everything that is wrong with the others.
+
+    Relative paths count from `folder`.
+    """
     jobs: list[Job] = []
     problems: list[RowProblem] = []
     ids: dict[str, tuple[str, int]] = {}
-    for row in parse_rows(data, name):
+    for row in rows:
         outcome = _judge(row, folder, config, ids)
         if isinstance(outcome, Job):
             jobs.append(outcome)
         else:
             problems += outcome
-    if not jobs and not problems:
-        advice = "write one job a line, with id, image and prompt"
-        problems.append(RowProblem(1, None, None, f"the file holds no jobs; {advice}"))
     return JobsFile(jobs, problems)
 
 
@@ -110,6 +118,7 @@ _TYPES: dict[Kind, tuple[type, ...]] = {
 }
 _NULLABLE = {"seed", "profile", "lora"}
 _MAX_LEVELS = 50  # pydantic cannot save a record of more than some 250
+_TEMPLATED = {"template", "fields", "prompt"}
 _STAND_IN = dict.fromkeys(REQUIRED, "a")  # lets the rest be checked where one is missing
 
 
@@ -146,9 +155,12 @@ def _request(
     """The request, or None and everything wrong with the fields."""
     faults = [fault for name in fields if (fault := _field_fault(name, fields[name])) is not None]
     named = fields.keys() | {nearest(name) for name in fields}
+    named |= {"prompt"} if "template" in named else set()
     faults += [Fault(name, "required, but missing") for name in REQUIRED if name not in named]
     wrong = {fault.field for fault in faults}
     sound = {name: fields[name] for name in fields if name in KINDS and name not in wrong}
+    sound, found = _with_prompt(sound, named, config)
+    faults += found
     sound = {**_STAND_IN, **_with_addresses(sound, folder)}
     request, found = _resolve(sound, config)
     if request is None and not {"mode", "profile"} & {_top(fault) for fault in found}:
@@ -161,6 +173,20 @@ def _request(
     if request is not None and "mode" not in wrong and "profile" not in wrong:
         faults += _profile_faults(request, config)
     return (None if faults else request), faults
+
+
+def _with_prompt(
+    fields: dict[str, Any], named: Set[str | None], config: Config
+) -> tuple[dict[str, Any], list[Fault]]:
+    """`fields` with their template made a prompt; `named` are those that the row tried to set."""
+    found = []
+    if not (named & {"template", "fields"}) - fields.keys():  # else their fault is told already
+        try:
+            return expand(fields, config.prompt_templates), []
+        except RequestError as error:
+            name, _, message = str(error).partition(": ")
+            found = [Fault(name, message)]
+    return {name: value for name, value in fields.items() if name not in _TEMPLATED}, found
 
 
 def _field_fault(name: str, value: Any) -> Fault | None:
@@ -235,60 +261,14 @@ def _top(fault: Fault) -> str:
     return (fault.field or "").partition(".")[0]
 
 
-# ------------------------------------------------------------------------------------- addresses
-
-_HOSTLESS = {"file", "local", "memory", "zip", "tar"}
-
-
 def _with_addresses(fields: dict[str, Any], folder: str) -> dict[str, Any]:
     """`fields` with `image` and `lora` counted from `folder`."""
     fields = dict(fields)
     if "image" in fields:
-        fields["image"] = _join(folder, fields["image"])
+        fields["image"] = join(folder, fields["image"])
     lora = fields.get("lora")
     if isinstance(lora, str):
-        fields["lora"] = _join(folder, lora)
+        fields["lora"] = join(folder, lora)
     elif lora is not None:
-        fields["lora"] = {**lora, "path": _join(folder, lora["path"])}
+        fields["lora"] = {**lora, "path": join(folder, lora["path"])}
     return fields
-
-
-def _join(folder: str, path: str) -> str:
-    if not path or "://" in path or path.startswith("~") or os.path.isabs(path):
-        return path
-    if "://" not in folder:
-        return os.path.join(folder, path)
-    before, scheme, rest, after = _split(folder)
-    # The name of a bucket or server comes first, and is no folder to leave.
-    host, _, inner = ("", "", rest) if scheme in _HOSTLESS else rest.partition("/")
-    inner = posixpath.normpath(posixpath.join(f"/{inner}" if host else inner, path))
-    return f"{before}{scheme}://{host}{inner}{after}"
-
-
-def _folder(address: str) -> str:
-    """The folder of a jobs file, absolute, because workers have another working directory."""
-    if "://" not in address:
-        return os.path.dirname(os.path.abspath(os.path.expanduser(address)))
-    before, scheme, rest, after = _split(address)
-    folder = _without_query(f"{scheme}://{rest}").partition("://")[2].rpartition("/")[0]
-    return f"{before}{scheme}://{folder}{after}"
-
-
-def _split(address: str) -> tuple[str, str, str, str]:
-    """What comes before, the scheme and the path of the first link of a chain, what comes after.
-
-    fsspec joins links with `::`: `zip://jobs.csv::s3://bucket/a.zip`, `simplecache::s3://bucket/a`.
-    """
-    links = address.split("::")
-    index = next(index for index, link in enumerate(links) if "://" in link)
-    scheme, _, rest = links[index].partition("://")
-    before = "".join(f"{link}::" for link in links[:index])
-    return before, scheme, rest, "".join(f"::{link}" for link in links[index + 1 :])
-
-
-def _without_query(address: str) -> str:
-    """The path as far as its suffix tells the format: a signed URL goes on after it."""
-    if "://" not in address:
-        return address
-    _, scheme, rest, _ = _split(address)
-    return f"{scheme}://{re.split('[?#]', rest)[0] if scheme in {'http', 'https'} else rest}"

@@ -19,6 +19,8 @@ KINDS: dict[str, Kind] = {
     "id": "text",
     "image": "text",
     "prompt": "text",
+    "template": "text",
+    "fields": "object",
     "negative_prompt": "text",
     "seed": "integer",
     "num_inference_steps": "integer",
@@ -293,6 +295,7 @@ def _header_faults(names: list[str]) -> list[Fault]:
         Fault(name, "required, but there is no such column")
         for name in REQUIRED
         if name not in names and name not in guessed
+        if not (name == "prompt" and "template" in names)
     ]
     return faults
 

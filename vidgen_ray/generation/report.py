@@ -8,7 +8,13 @@ from urllib.parse import quote
 
 from jinja2 import Environment, StrictUndefined
 
-from vidgen_ray.schema import BatchSummary, GenerationRecord, StageTimes
+from vidgen_ray.schema import (
+    BatchSummary,
+    GenerationRecord,
+    StageTimes,
+    ValidatedPrompt,
+    Validation,
+)
 
 # In the order in which they need a look; sorting by verdict follows it.
 STATUS_LABELS = {
@@ -83,16 +89,27 @@ class Card:
     details: Details
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A prompt of a validation, and the cards of its two clips as far as they have records."""
+
+    prompt: ValidatedPrompt
+    without: Card | None
+    with_: Card | None
+
+
 def render_report(
     records: Sequence[GenerationRecord],
     summary: BatchSummary,
     min_temporal_score: float | None = None,
+    validation: Validation | None = None,
 ) -> str:
     """The text of `index.html`, for the folder that holds the clips.
 
     `records` come in the order of the jobs file; the page opens with those that need a look
-    first. `min_temporal_score` is the threshold to draw on the gauges; None draws none. The page
-    refers to the video, `<id>.json` and `thumbnails/<id>.jpg` by relative address.
+    first. `min_temporal_score` is the threshold to draw on the gauges; None draws none. With a
+    `validation` its pairs of clips come first, side by side. The page refers to the video,
+    `<id>.json` and `thumbnails/<id>.jpg` by relative address.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -124,8 +141,18 @@ def render_report(
         stages=_stage_segments(summary.median_stages),
         timeline=_timeline(records, summary),
         threshold=min_temporal_score,
+        validation=validation,
+        pairs=_pairs(validation, cards) if validation else [],
         untrained=num_untrained > 0 or (summary.model is not None and not summary.model.trained),
     )
+
+
+def _pairs(validation: Validation, cards: Sequence[Card]) -> list[Pair]:
+    by_id = {card.record.id: card for card in cards}
+    return [
+        Pair(prompt, by_id.get(prompt.without_id), by_id.get(prompt.with_id))
+        for prompt in validation.prompts
+    ]
 
 
 def _headline(summary: BatchSummary) -> str:

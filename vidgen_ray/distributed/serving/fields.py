@@ -7,7 +7,7 @@ import re
 from typing import Any, Literal
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from starlette.datastructures import UploadFile
 from starlette.types import Message
 
@@ -43,11 +43,16 @@ class VideoFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    prompt: str = Field(
+    prompt: str | None = Field(
+        None,
         min_length=1,
         max_length=MAX_PROMPT_CHARACTERS,
-        description="What happens in the clip; up to 226 tokens.",
+        description="What happens in the clip; up to 226 tokens. Needed without a `template`.",
     )
+    template: str | None = Field(
+        None, min_length=1, max_length=120, description="A standard prompt of the server, by name."
+    )
+    fields: dict[str, str] | None = Field(None, description="What fills the template's fields.")
     model: str | None = Field(None, max_length=120, description="A name of `/v1/models`.")
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARACTERS)
     size: str | None = Field(
@@ -69,9 +74,20 @@ class VideoFields(BaseModel):
     lora: LoraField | None = None
     webhook_url: str | None = Field(None, max_length=2000)
 
+    @field_validator("fields", mode="before")
+    @classmethod
+    def _json_of_a_form(cls, value: Any) -> Any:
+        if isinstance(value, str):  # forms have no objects
+            try:
+                return json.loads(value)
+            except ValueError:
+                raise ValueError(f"must be a JSON object, got {value[:80]!r}") from None
+        return value
+
     @model_validator(mode="after")
     def _text_is_text(self) -> "VideoFields":
-        for name, value in self:
+        texts = {**dict(self), **(self.fields or {})}
+        for name, value in texts.items():
             if isinstance(value, str):
                 try:
                     value.encode()
@@ -112,6 +128,8 @@ async def read_body(request: Request, max_image_bytes: int) -> Body:
         fields = VideoFields.model_validate(values)
     except ValidationError as error:
         raise invalid_fields(error) from None
+    if fields.prompt is None and fields.template is None:
+        raise invalid("prompt: required, but missing; say what happens, or name a template")
     if image is None and reference is None:
         raise invalid(
             "input_reference: required, but missing; upload a PNG, JPEG or WebP file as "

@@ -27,6 +27,7 @@ from vidgen_ray.distributed.serving.problems import ApiError, invalid, invalid_f
 from vidgen_ray.distributed.serving.uploads import upload_name
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.artifacts import ArtifactStore
+from vidgen_ray.generation.templates import expand
 from vidgen_ray.image_io import decode_image
 from vidgen_ray.schema import ID_PATTERN, GenerationRequest, resolve_request
 
@@ -161,6 +162,10 @@ class Intake:
     def _chosen(self, fields: VideoFields) -> tuple[dict[str, Any], str | None]:
         """The fields of a GenerationRequest that the client set, and the adapter's name."""
         given = {name: value for name, value in fields if value is not None}
+        try:
+            given = expand(given, self._config.prompt_templates)
+        except RequestError as error:
+            raise invalid(str(error)) from None
         chosen = {name: given[name] for name in given if name in GenerationRequest.model_fields}
         lora = chosen.pop("lora", None)
         name, scale = (lora.name, lora.scale) if lora else (None, 1.0)

@@ -23,6 +23,10 @@ def form_and_json(image_name: str) -> dict[str, Any]:
         "type": "string",
         "description": 'A name of `/v1/models`, or {"name": ..., "scale": ...} as JSON.',
     }
+    form_fields = {
+        **fields,
+        "fields": {"type": "string", "description": "The template's fields as a JSON object."},
+    }
     image = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."}
     reference = {
         "type": "object",
@@ -32,9 +36,13 @@ def form_and_json(image_name: str) -> dict[str, Any]:
         "required": ["image_url"],
         "additionalProperties": False,
     }
-    required = ["prompt", image_name]
-    common = {"type": "object", "additionalProperties": False, "required": required}
-    form = {**common, "properties": {**fields, image_name: image}}
+    common = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": [image_name],
+        "anyOf": [{"required": ["prompt"]}, {"required": ["template"]}],
+    }
+    form = {**common, "properties": {**form_fields, image_name: image}}
     body = {**common, "properties": {**fields, image_name: reference}}
     example = {**_EXAMPLE, image_name: {"image_url": f"data:image/png;base64,{_PIXELS}"}}
     content = {

@@ -38,6 +38,7 @@ class Video(View):
     progress: int = Field(ge=0, le=100, description="Steps done, in percent; 100 when completed.")
     model: str
     prompt: str
+    template: str | None = Field(description="The standard prompt that `prompt` was made of.")
     size: str = Field(description='Width and height, "720x480".')
     seconds: str = Field(description="Duration of the clip, rounded.")
     seed: int = Field(description="The seed of the clip; of a later attempt, derived from yours.")
@@ -117,6 +118,7 @@ def view(job: Job) -> Video:
         progress=_progress(job),
         model=job.model,
         prompt=request.prompt,
+        template=request.metadata.get("template", {}).get("name"),
         size=f"{request.width}x{request.height}",
         seconds=str(round(request.num_frames / request.fps)),
         created_at=int(job.created_at),
