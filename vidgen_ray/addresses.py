@@ -1,5 +1,8 @@
 """Bytes from a path or any fsspec address, and one clear error where there are none."""
 
+import os
+import posixpath
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +10,8 @@ from typing import Any
 import fsspec
 
 from vidgen_ray.errors import RequestError
+
+_HOSTLESS = {"file", "local", "memory", "zip", "tar"}
 
 
 def read_address(
@@ -68,3 +73,45 @@ def too_large(field: str, max_bytes: int, got: str, name: str) -> RequestError:
 def one_line(error: BaseException) -> str:
     """An error of a library, fit to stand inside one of ours."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def join(folder: str, path: str) -> str:
+    """`path` counted from `folder`, unless it is absolute, in a home folder or a URL."""
+    if not path or "://" in path or path.startswith("~") or os.path.isabs(path):
+        return path
+    if "://" not in folder:
+        return os.path.join(folder, path)
+    before, scheme, rest, after = _split(folder)
+    # The name of a bucket or server comes first, and is no folder to leave.
+    host, _, inner = ("", "", rest) if scheme in _HOSTLESS else rest.partition("/")
+    inner = posixpath.normpath(posixpath.join(f"/{inner}" if host else inner, path))
+    return f"{before}{scheme}://{host}{inner}{after}"
+
+
+def folder_of(address: str) -> str:
+    """The folder of a file, absolute, because workers have another working directory."""
+    if "://" not in address:
+        return os.path.dirname(os.path.abspath(os.path.expanduser(address)))
+    before, scheme, rest, after = _split(address)
+    folder = without_query(f"{scheme}://{rest}").partition("://")[2].rpartition("/")[0]
+    return f"{before}{scheme}://{folder}{after}"
+
+
+def _split(address: str) -> tuple[str, str, str, str]:
+    """What comes before, the scheme and the path of the first link of a chain, what comes after.
+
+    fsspec joins links with `::`: `zip://jobs.csv::s3://bucket/a.zip`, `simplecache::s3://bucket/a`.
+    """
+    links = address.split("::")
+    index = next(index for index, link in enumerate(links) if "://" in link)
+    scheme, _, rest = links[index].partition("://")
+    before = "".join(f"{link}::" for link in links[:index])
+    return before, scheme, rest, "".join(f"::{link}" for link in links[index + 1 :])
+
+
+def without_query(address: str) -> str:
+    """The path as far as its suffix tells the format: a signed URL goes on after it."""
+    if "://" not in address:
+        return address
+    _, scheme, rest, _ = _split(address)
+    return f"{scheme}://{re.split('[?#]', rest)[0] if scheme in {'http', 'https'} else rest}"

@@ -301,6 +301,64 @@ class RunStatus(Section):
     exit_code: int | None = None
 
 
+class ClipSource(Section):
+    """Where a training clip comes from and what its use is bound to."""
+
+    dataset: str = Field(min_length=1)
+    url: str | None = None
+    licence: str = Field(min_length=1)
+    terms: str | None = None
+    split: str | None = None
+    category: str | None = None
+
+
+class ClipCheck(Section):
+    """What `dataset check` found in a clip's span; None where the file did not say.
+
+    Sizes are of upright pictures. `motion_px` is the mean optical flow in px a second of a picture
+    480 px high. `duplicate_of` is the id of the first clip that looks the same.
+    """
+
+    marks: list[str] = []  # "undecodable", "short", "cut", "static", "duplicate", ...
+    reason: str | None = None  # the error, of a file that does not decode
+    duration_s: float | None = None
+    num_frames: int | None = None
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    rotation: int | None = None
+    size_bytes: int | None = None
+    cuts_s: list[float] = []
+    motion_px: float | None = None
+    perceptual_hash: str | None = None
+    duplicate_of: str | None = None
+
+
+class Clip(Section):
+    """A line of `metadata.jsonl`: one training clip and one caption.
+
+    `video` and `image` are paths or fsspec addresses; a relative one counts from the file's folder.
+    Without an `image` the clip's first frame conditions it. `start_s` and `end_s` are a span inside
+    the video. `missing` says why there is no video file yet.
+    """
+
+    id: str = Field(min_length=1)
+    video: str = Field(min_length=1)
+    image: str | None = Field(None, min_length=1)
+    prompt: str = Field(min_length=1, max_length=10_000)
+    start_s: float | None = Field(None, ge=0)
+    end_s: float | None = Field(None, gt=0)
+    source: ClipSource
+    missing: str | None = None
+    check: ClipCheck | None = None
+
+    @model_validator(mode="after")
+    def _span_is_forward(self) -> "Clip":
+        if self.end_s is not None and self.end_s <= (self.start_s or 0.0):
+            raise ValueError(f"end_s: must be after start_s, got {self.start_s} to {self.end_s}")
+        return self
+
+
 class ProjectSummary(Section):
     """`PROJECT_SUMMARY.json`: a snapshot of measured batches by name, and where to read on."""
 

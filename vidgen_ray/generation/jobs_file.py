@@ -2,16 +2,13 @@
 
 import json
 import math
-import os
-import posixpath
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from fsspec.utils import infer_compression
 from pydantic import ValidationError
 
-from vidgen_ray.addresses import read_address
+from vidgen_ray.addresses import folder_of, join, read_address, without_query
 from vidgen_ray.config import Config, describe
 from vidgen_ray.generation.jobs_rows import (
     KINDS,
@@ -70,11 +67,11 @@ def read_jobs(address: str, config: Config) -> JobsFile:
     request; neither does any row of a CSV file whose header is wrong. Raises RequestError for a
     file that is missing or cannot be read.
     """
-    name = _without_query(address)
+    name = without_query(address)
     data = read_address(
         address, field="jobs", max_bytes=MAX_JOBS_BYTES, compression=infer_compression(name)
     )
-    folder = _folder(address)
+    folder = folder_of(address)
     jobs: list[Job] = []
     problems: list[RowProblem] = []
     ids: dict[str, tuple[str, int]] = {}
@@ -235,60 +232,14 @@ def _top(fault: Fault) -> str:
     return (fault.field or "").partition(".")[0]
 
 
-# ------------------------------------------------------------------------------------- addresses
-
-_HOSTLESS = {"file", "local", "memory", "zip", "tar"}
-
-
 def _with_addresses(fields: dict[str, Any], folder: str) -> dict[str, Any]:
     """`fields` with `image` and `lora` counted from `folder`."""
     fields = dict(fields)
     if "image" in fields:
-        fields["image"] = _join(folder, fields["image"])
+        fields["image"] = join(folder, fields["image"])
     lora = fields.get("lora")
     if isinstance(lora, str):
-        fields["lora"] = _join(folder, lora)
+        fields["lora"] = join(folder, lora)
     elif lora is not None:
-        fields["lora"] = {**lora, "path": _join(folder, lora["path"])}
+        fields["lora"] = {**lora, "path": join(folder, lora["path"])}
     return fields
-
-
-def _join(folder: str, path: str) -> str:
-    if not path or "://" in path or path.startswith("~") or os.path.isabs(path):
-        return path
-    if "://" not in folder:
-        return os.path.join(folder, path)
-    before, scheme, rest, after = _split(folder)
-    # The name of a bucket or server comes first, and is no folder to leave.
-    host, _, inner = ("", "", rest) if scheme in _HOSTLESS else rest.partition("/")
-    inner = posixpath.normpath(posixpath.join(f"/{inner}" if host else inner, path))
-    return f"{before}{scheme}://{host}{inner}{after}"
-
-
-def _folder(address: str) -> str:
-    """The folder of a jobs file, absolute, because workers have another working directory."""
-    if "://" not in address:
-        return os.path.dirname(os.path.abspath(os.path.expanduser(address)))
-    before, scheme, rest, after = _split(address)
-    folder = _without_query(f"{scheme}://{rest}").partition("://")[2].rpartition("/")[0]
-    return f"{before}{scheme}://{folder}{after}"
-
-
-def _split(address: str) -> tuple[str, str, str, str]:
-    """What comes before, the scheme and the path of the first link of a chain, what comes after.
-
-    fsspec joins links with `::`: `zip://jobs.csv::s3://bucket/a.zip`, `simplecache::s3://bucket/a`.
-    """
-    links = address.split("::")
-    index = next(index for index, link in enumerate(links) if "://" in link)
-    scheme, _, rest = links[index].partition("://")
-    before = "".join(f"{link}::" for link in links[:index])
-    return before, scheme, rest, "".join(f"::{link}" for link in links[index + 1 :])
-
-
-def _without_query(address: str) -> str:
-    """The path as far as its suffix tells the format: a signed URL goes on after it."""
-    if "://" not in address:
-        return address
-    _, scheme, rest, _ = _split(address)
-    return f"{scheme}://{re.split('[?#]', rest)[0] if scheme in {'http', 'https'} else rest}"

@@ -1,0 +1,1 @@
+"""Annotations of others, and folders of clips, as `metadata.jsonl`."""
