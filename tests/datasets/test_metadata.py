@@ -39,10 +39,9 @@ def test_every_wrong_line_is_named_after_the_sound_ones(tmp_path: Path) -> None:
     lines[1] = '{"id": "x"}'
     lines[2] = make_clip(9, start_s=2.0, end_s=3.0).model_dump_json().replace("3.0", "1.0")
     path.write_text("\n".join([*lines[:2], "", *lines[2:]]) + "\n")
-    sound = []
+    sound: list[str] = []
     with pytest.raises(DatasetError, match="has 2 lines that are no clips") as failure:
-        for clip in read_metadata(str(path)):
-            sound.append(clip.id)
+        sound.extend(clip.id for clip in read_metadata(str(path)))
     assert sound == ["v0#0", "v3#0"]
     assert "line 2: video: required, but missing" in str(failure.value)
     assert "line 4: end_s: must be after start_s, got 2.0 to 1.0" in str(failure.value)
