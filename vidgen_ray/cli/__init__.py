@@ -23,14 +23,18 @@ from vidgen_ray.cli.options import (
     generation_overrides,
     is_temporary,
 )
+from vidgen_ray.cli.training import encode, train
 from vidgen_ray.config import load_config, parse_overrides
-from vidgen_ray.errors import ConfigError, Interrupted, RequestError, VidgenError
+from vidgen_ray.errors import ConfigError, DatasetError, Interrupted, RequestError, VidgenError
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Image to video for newsrooms: one photo and one prompt become a 6-second clip.",
 )
+
+app.command()(encode)
+app.command()(train)
 
 _console = Console()
 _errors = Console(stderr=True)
@@ -230,7 +234,7 @@ def run_and_exit(command: typer.Typer) -> None:
         command()
     except VidgenError as error:
         _errors.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2 if isinstance(error, RequestError | ConfigError) else 1)
+        sys.exit(2 if isinstance(error, RequestError | ConfigError | DatasetError) else 1)
     except Interrupted as stop:
         _errors.print("stopped; run the same command again to go on", highlight=False)
         sys.exit(128 + stop.signal_number)
