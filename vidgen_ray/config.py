@@ -137,6 +137,14 @@ class EncodingConfig(Section):
     worker_start_timeout_s: float = Field(600, gt=0)
 
 
+class SamplePrompt(Section):
+    """A clip that shows what an adapter does: the same image, prompt and seed each time."""
+
+    image: str = Field(min_length=1)
+    prompt: str = Field(min_length=1)
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
 class TrainingConfig(Section):
     """How a LoRA adapter is trained. The base weights load in `model.dtype`, the adapter in fp32.
 
@@ -165,8 +173,8 @@ class TrainingConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     checkpoint_every_steps: int = Field(100, ge=1)
     num_checkpoints_kept: int = Field(2, ge=1)
-    validation_prompts: str | None = None  # a YAML file; None: the first clips of the data
-    num_samples: int = Field(1, ge=0)
+    samples: list[SamplePrompt] = []  # clips to make at the end of an epoch; none: see num_samples
+    num_samples: int = Field(1, ge=0)  # of the first clips of the data, where samples is empty
     sample_every_epochs: int = Field(1, ge=1)
     trackers: list[Literal["mlflow", "wandb"]] = []
     max_trainable_fraction: float = Field(0.1, gt=0, le=1)

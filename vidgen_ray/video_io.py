@@ -2,6 +2,7 @@
 
 import math
 import platform
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
@@ -243,13 +244,13 @@ def _frames_at(
         if frame.is_corrupt:
             raise ValueError("a frame is damaged")
         begin_s = frame.time - first_s if frame.time is not None else shown_end_s
-        while shown is not None and len(frames) < len(times) and times[len(frames)] < begin_s - _JITTER_S:
-            frames.append(_prepared(shown, prepare))
+        num_past = bisect_left(times, begin_s - _JITTER_S) if shown is not None else 0
+        frames += [_prepared(shown, prepare) for _ in range(len(frames), num_past)]
         if len(frames) == len(times):
-            break
+            return frames, begin_s
         shown, shown_end_s = frame, begin_s + frame_s
-    while shown is not None and len(frames) < len(times) and times[len(frames)] < shown_end_s:
-        frames.append(_prepared(shown, prepare))
+    num_past = bisect_left(times, shown_end_s) if shown is not None else 0
+    frames += [_prepared(shown, prepare) for _ in range(len(frames), num_past)]
     return frames, shown_end_s
 
 
@@ -260,8 +261,8 @@ def _prepared(frame: Any, prepare: Callable[[np.ndarray], np.ndarray] | None) ->
 
 def _too_short(field: str, name: str, num_frames: int, fps: float, got_s: float) -> RequestError:
     return RequestError(
-        f"{field}: must last {(num_frames - 1) / fps:.2f} s for {num_frames} frames at {fps:g} fps, "
-        f"got {got_s:.2f} s ({name!r}); use a longer clip or span"
+        f"{field}: must last {(num_frames - 1) / fps:.2f} s for {num_frames} frames at {fps:g} "
+        f"fps, got {got_s:.2f} s ({name!r}); use a longer clip or span"
     )
 
 

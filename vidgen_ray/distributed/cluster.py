@@ -92,7 +92,8 @@ def pool_size(
 ) -> PoolSize:
     """Workers for `num_clips` on the cluster as it is now, and as `batch` lets it grow.
 
-    `section` is its name in the configuration. Raises ConfigError where workers need GPUs and a Ray of this machine alone has none.
+    `section` is the name of `batch` in the configuration. Raises ConfigError where workers need
+    GPUs and a Ray of this machine alone has none.
     """
     resources = ray.cluster_resources()
     needs_gpu = batch.num_gpus_per_worker > 0

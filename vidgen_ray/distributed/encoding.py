@@ -31,8 +31,8 @@ from vidgen_ray.distributed.encoding_stages import (
     write_clips,
     write_prompts,
 )
-from vidgen_ray.distributed.signals import signals_raise
 from vidgen_ray.distributed.metrics import EncodingMetrics
+from vidgen_ray.distributed.signals import signals_raise
 from vidgen_ray.errors import DatasetError, EngineError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
@@ -94,9 +94,7 @@ def run_encoding(arguments: EncodingArguments, console: Console) -> int:
     store.clear_staging()
     checkpoint = open_checkpoint(config.model, weights=True)
     settings = encoding_settings(config, checkpoint)
-    console.print(
-        f"{len(clips)} rows; starting Ray", highlight=False, markup=False, soft_wrap=True
-    )
+    console.print(f"{len(clips)} rows; starting Ray", highlight=False, markup=False, soft_wrap=True)
     with connected(arguments.ray_address), signals_raise():
         truncated = _encode_prompts(clips, settings, arguments, console)
         groups = _groups(clips, config)
@@ -150,9 +148,7 @@ def _encode_prompts(
 ) -> set[str]:
     """Encode the prompts that are missing; those that are longer than the model reads."""
     config = arguments.config
-    wanted = {EMPTY_PROMPT} | {
-        clip.prompt for clip in clips if not _why_skipped(clip, config)
-    }
+    wanted = {EMPTY_PROMPT} | {clip.prompt for clip in clips if not _why_skipped(clip, config)}
     by_key = {settings.prompt_key(prompt): prompt for prompt in sorted(wanted)}
     there = read_keys(arguments.output, PROMPTS)
     rows = [{"key": key, "prompt": text} for key, text in by_key.items() if key not in there]

@@ -82,8 +82,12 @@ def prepare(row: Row, stage: ClipStage) -> Row:
         start = time.perf_counter()
         clip = Clip.model_validate_json(row["clip"])
         settings = stage.settings
-        shape = {"height": settings.height, "width": settings.width, "fit": settings.image_fit}
-        cut = {
+        shape: dict[str, Any] = {
+            "height": settings.height,
+            "width": settings.width,
+            "fit": settings.image_fit,
+        }
+        cut: dict[str, Any] = {
             "num_frames": settings.num_frames,
             "fps": settings.fps,
             "start_s": clip.start_s,
@@ -95,9 +99,7 @@ def prepare(row: Row, stage: ClipStage) -> Row:
         key = settings.latents_key(digest, clip.start_s, image.sha256 if image else "")
         if key in ray.get(stage.there):
             return {**row, "key": key, "reused": True}
-        video = read_span(
-            clip.video, prepare=lambda pixels: fit_pixels(pixels, **shape), **cut
-        )
+        video = read_span(clip.video, prepare=lambda pixels: fit_pixels(pixels, **shape), **cut)
         pixels = image.pixels if image else video.frames[0]
         seconds = time.perf_counter() - start
         return {**row, "key": key, "frames": video.frames, "image": pixels, "decode_s": seconds}

@@ -5,6 +5,7 @@ Each loads alone, so that a GPU holds one of them and not the transformer.
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class VideoEncoder:
         """
         clean = self._pixels(image[None]).permute(0, 3, 1, 2)
         generator = torch.Generator(self._device).manual_seed(seed)
-        draw = {"generator": generator, "device": self._device}
+        draw: dict[str, Any] = {"generator": generator, "device": self._device}
         strength = torch.randn(num_noised, 1, 1, 1, **draw)
         sigma = (_LOG_SIGMA_MEAN + _LOG_SIGMA_STD * strength).exp()
         noised = clean + sigma * torch.randn(num_noised, *clean.shape[1:], **draw)

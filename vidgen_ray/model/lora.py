@@ -23,7 +23,7 @@ from torch.utils.checkpoint import (
 
 from vidgen_ray.config import Dtype, TrainingConfig
 from vidgen_ray.errors import ConfigError
-from vidgen_ray.model.adapters import WEIGHTS_NAME
+from vidgen_ray.model.adapters import WEIGHTS_NAME, skeleton
 from vidgen_ray.model.checkpoint import Checkpoint, quiet
 
 Checkpointing = Literal["none", "full", "selective"]
@@ -166,6 +166,34 @@ class LoraTransformer(nn.Module):
         )
 
 
+def architecture_of(
+    checkpoint: Checkpoint,
+    training: TrainingConfig,
+    num_latent_frames: int,
+    height: int,
+    width: int,
+) -> dict[str, int]:
+    """The sizes that decide what training on latents of this shape costs; loads no weights."""
+    transformer = skeleton(checkpoint)
+    config = transformer.config
+    num_base = sum(weight.numel() for weight in transformer.parameters())
+    ends = tuple(f".{target}" for target in training.targets)
+    adapted = [
+        module
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith(ends)
+    ]
+    sides = sum(module.in_features + module.out_features for module in adapted)
+    patches = (height // config.patch_size) * (width // config.patch_size)
+    return {
+        "num_layers": config.num_layers,
+        "width": config.num_attention_heads * config.attention_head_dim,
+        "num_tokens": config.max_text_seq_length + num_latent_frames * patches,
+        "num_base_parameters": num_base,
+        "num_adapter_parameters": training.rank * sides,
+    }
+
+
 def file_metadata(file: Path) -> dict[str, Any]:
     """The LoRA configuration in the header of an exported adapter; empty where there is none."""
     with file.open("rb") as stream:
@@ -176,7 +204,7 @@ def file_metadata(file: Path) -> dict[str, Any]:
 
 
 def _run_checkpointed(block: nn.Module, contexts: Callable[[], Any] | None, *inputs: Any) -> Any:
-    options = {} if contexts is None else {"context_fn": contexts}
+    options: dict[str, Any] = {} if contexts is None else {"context_fn": contexts}
     return checkpoint(block, *inputs, use_reentrant=False, **options)
 
 

@@ -96,19 +96,19 @@ class Journal:
 def _read(data: bytes | None) -> dict[int, StepMetrics]:
     if data is None:
         return {}
-    kinds = {field.name: int if field.type == "int" or field.type is int else float
-             for field in fields(StepMetrics)}
-    rows = csv.DictReader(io.StringIO(data.decode()))
-    read = [
-        StepMetrics(**{name: kinds[name](text) if text else None for name, text in row.items()})
-        for row in rows
-    ]
-    return {row.step: row for row in read}
+    read = {}
+    for row in csv.DictReader(io.StringIO(data.decode())):
+        step, epoch = int(row.pop("step")), int(row.pop("epoch"))
+        numbers: dict[str, Any] = {k: float(text) if text else None for k, text in row.items()}
+        read[step] = StepMetrics(step=step, epoch=epoch, **numbers)
+    return read
 
 
 def _csv(rows: Sequence[StepMetrics]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(StepMetrics)], lineterminator="\n")
+    writer = csv.DictWriter(
+        text, [field.name for field in fields(StepMetrics)], lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     return text.getvalue().encode()

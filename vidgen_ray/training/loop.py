@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -171,7 +172,7 @@ class Trainer:
         """Put back the last committed state; how many steps it is after. The first rank chooses."""
         names: list[str | None] = [None]
         if self.rank == 0:
-            names = [(committed_states(self.store) or [None])[-1]]
+            names = [*committed_states(self.store)[-1:], None][:1]
         if dist.is_initialized():
             dist.broadcast_object_list(names)
         if names[0] is None:
@@ -204,7 +205,7 @@ class Trainer:
 
 def make_optimizer(weights: list[nn.Parameter], training: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW, or its variant whose moments take 8 bits. Raises ConfigError where that is missing."""
-    options = {
+    options: dict[str, Any] = {
         "lr": training.learning_rate,
         "betas": training.adam_betas,
         "weight_decay": training.weight_decay,

@@ -133,7 +133,9 @@ def read_keys(address: str, kind: str) -> dict[str, tuple[str, int]]:
     if not filesystem.exists(folder):
         return {}
     filesystem.invalidate_cache()
-    shards = sorted(path for path in filesystem.ls(folder, detail=False) if path.endswith("parquet"))
+    shards = sorted(
+        path for path in filesystem.ls(folder, detail=False) if path.endswith("parquet")
+    )
 
     def keys_of(path: str) -> list[str]:
         try:
@@ -238,7 +240,8 @@ class EncodedClips:
     def empty_prompt_embeds(self) -> Tensor:
         """Embeddings [tokens, width] of the empty prompt."""
         row = self.row(PROMPTS, self.settings.prompt_key(EMPTY_PROMPT), ["tensors"])
-        return load(row["tensors"])["prompt_embeds"]
+        embeds: Tensor = load(row["tensors"])["prompt_embeds"]
+        return embeds
 
     def picture(self, index: int) -> bytes:
         """The conditioning image of a clip, a PNG file."""

@@ -77,4 +77,3 @@ def load_state(store: Store, name: str) -> State:
             f"output: {FOLDER}/{name} cannot be read: {error}; remove it, and the run goes on from "
             "the state before it"
         ) from error
-
