@@ -29,6 +29,7 @@ from vidgen_ray.model.device import (
 from vidgen_ray.model.encoders import latent_scales
 from vidgen_ray.model.lora import LoraTransformer
 from vidgen_ray.provenance import versions
+from vidgen_ray.schema import GenerationRecord
 from vidgen_ray.training.estimate import DeviceFacts
 from vidgen_ray.training.loop import Trainer
 from vidgen_ray.training.samples import SampleMaker
@@ -108,7 +109,7 @@ def _train(job: WorkerJob) -> None:
             metrics.step(step)
         return rank != 0 or bool(ask(job.board, "step", step))
 
-    gallery = _Gallery(job, checkpoint, trainer, num_workers)
+    gallery = _Gallery(job, store, checkpoint, trainer, num_workers)
     if trainer.run(on_step, gallery.end_epoch) and rank == 0:
         gallery.finish()
 
@@ -117,9 +118,15 @@ class _Gallery:
     """Adapters and what they make, at the end of each epoch."""
 
     def __init__(
-        self, job: WorkerJob, checkpoint: Checkpoint, trainer: Trainer, num_workers: int
+        self,
+        job: WorkerJob,
+        store: ArtifactStore,
+        checkpoint: Checkpoint,
+        trainer: Trainer,
+        num_workers: int,
     ) -> None:
         self._job = job
+        self._store = store
         self._checkpoint = checkpoint
         self._trainer = trainer
         self._num_workers = num_workers
@@ -130,20 +137,20 @@ class _Gallery:
         with tempfile.TemporaryDirectory() as folder:
             file = trainer.model.export(Path(folder), self._job.config.model.dtype)
             if trainer.rank == 0:
-                self._publish(file, f"adapter_epoch_{epoch + 1:04d}", epoch)
+                self._publish(file, epoch)
             wanted = (epoch + 1) % training.sample_every_epochs == 0
             if wanted or epoch + 1 == trainer.plan.num_epochs:
                 self._make_samples(epoch, file, Path(folder))
 
     def finish(self) -> None:
         """The adapter of the last epoch, once more, as the final one: the run's commit mark."""
-        store, last = self._trainer.store, f"adapter_epoch_{self._trainer.plan.num_epochs:04d}"
+        store, last = self._store, _name_of(self._trainer.plan.num_epochs - 1)
         for name in ("adapter.json", WEIGHTS_NAME):
             data = store.read(f"{last}/{name}")
             assert data is not None
             store.write(f"{FINAL}/{name}", data)
 
-    def _publish(self, file: Path, name: str, epoch: int) -> None:
+    def _publish(self, file: Path, epoch: int) -> None:
         training = self._job.config.training
         facts = {
             "checkpoint": self._checkpoint.source,
@@ -160,26 +167,23 @@ class _Gallery:
             "ema_decay": training.ema_decay,
             "versions": versions(),
         }
-        store = self._trainer.store
+        store, name = self._store, _name_of(epoch)
         store.write(f"{name}/adapter.json", json.dumps(facts, indent=2).encode())
         store.write(f"{name}/{WEIGHTS_NAME}", file.read_bytes())
         ask(self._job.board, "say", f"epoch {epoch + 1}: {name}/{WEIGHTS_NAME}")
 
     def _make_samples(self, epoch: int, adapter: Path, folder: Path) -> None:
         """Make the samples of this rank; one that fails is told of, and training goes on."""
-        store, board = self._trainer.store, self._job.board
+        store, board = self._store, self._job.board
         config = self._job.config
-        config = config.model_copy(
-            update={"quality": config.quality.model_copy(update={"max_attempts": 1})}
-        )
-        prompts = self._prompts(folder)
+        once = config.quality.model_copy(update={"max_attempts": 1})  # the seed is to stay
+        config = config.model_copy(update={"quality": once})
         if self._trainer.device.type == "cuda":
             torch.cuda.empty_cache()
-        for index, prompt in enumerate(prompts):
+        for index, prompt in enumerate(self._prompts()):
             name = f"epoch-{epoch + 1:04d}-{index + 1}"
-            if index % self._num_workers != self._trainer.rank:
-                continue
-            if store.read(f"samples/{name}.json") is not None:
+            mine = index % self._num_workers == self._trainer.rank
+            if not mine or store.read(f"samples/{name}.json") is not None:
                 continue
             fields = {**prompt.model_dump(), "lora": {"path": str(adapter)}}
             try:
@@ -188,34 +192,38 @@ class _Gallery:
                 ask(board, "say", f"epoch {epoch + 1}: sample {index + 1} failed: {error}")
                 continue
             store.write(f"samples/{name}.mp4", (folder / f"{name}.mp4").read_bytes())
-            store.write(f"samples/{name}.json", self._record(record, epoch, prompt))
+            lasting = _with_adapter(record, f"{self._job.output}/{_name_of(epoch)}")
+            store.write(f"samples/{name}.json", lasting)
             score = f", score {record.score.score:.2f}" if record.score else ""
             ask(board, "say", f"epoch {epoch + 1}: samples/{name}.mp4, {record.status}{score}")
 
-    def _record(self, record: GenerationRecord, epoch: int, prompt: SamplePrompt) -> bytes:
-        """The record, with the lasting addresses of what lay in a temporary folder."""
-        lora = f"{self._job.output}/{adapter_name(epoch)}"
-        assert record.request is not None
-        assert record.adapter is not None
-        request = record.request.model_copy(
-            update={"lora": LoRA(path=lora), "image": prompt.image}
-        )
-        lasting = record.model_copy(
-            update={
-                "request": request,
-                "adapter": record.adapter.model_copy(update={"path": lora}),
-            }
-        )
-        return lasting.model_dump_json(indent=2).encode()
-
-    def _prompts(self, folder: Path) -> list[SamplePrompt]:
+    def _prompts(self) -> list[SamplePrompt]:
         """The prompts of the configuration, else those and the images of the first clips."""
-        training, clips = self._job.config.training, self._trainer.clips
-        if training.samples or not training.num_samples:
+        training, clips, store = self._job.config.training, self._trainer.clips, self._store
+        if training.samples:
             return training.samples
         prompts = []
         for index in range(min(training.num_samples, len(clips))):
-            image = folder / f"image-{index + 1}.png"
-            image.write_bytes(clips.picture(index))
-            prompts.append(SamplePrompt(image=str(image), prompt=clips.entries[index].prompt))
+            name = f"samples/image-{index + 1}.png"
+            if store.read(name) is None:
+                store.write(name, clips.picture(index))
+            prompt = clips.entries[index].prompt
+            prompts.append(SamplePrompt(image=store.address_of(name), prompt=prompt))
         return prompts
+
+
+def _name_of(epoch: int) -> str:
+    return f"adapter_epoch_{epoch + 1:04d}"
+
+
+def _with_adapter(record: GenerationRecord, path: str) -> bytes:
+    """The record with the lasting address of the adapter, which lay in a temporary folder."""
+    assert record.request is not None
+    assert record.adapter is not None
+    assert record.request.lora is not None
+    lora = record.request.lora.model_copy(update={"path": path})
+    lasting = {
+        "request": record.request.model_copy(update={"lora": lora}),
+        "adapter": record.adapter.model_copy(update={"path": path}),
+    }
+    return record.model_copy(update=lasting).model_dump_json(indent=2).encode()
