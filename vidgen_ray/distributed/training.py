@@ -162,7 +162,16 @@ class _Teller:
         self._console = console
         self._said_at = 0.0
 
-    def tell(self, steps: list[StepMetrics], words: list[str]) -> None:
+    def tell(
+        self,
+        restored: list[StepMetrics] | None,
+        steps: list[StepMetrics],
+        words: list[str],
+    ) -> None:
+        if restored is not None:
+            self._journal.restore(restored)
+            if restored:
+                _say(self._console, f"going on after step {restored[-1].step}")
         for metrics in steps:
             self._journal.add(metrics)
         if steps and time.monotonic() - self._said_at > _SAY_EVERY_S:

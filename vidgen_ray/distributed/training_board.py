@@ -1,5 +1,6 @@
 """Where ranks and driver meet: steps and words one way, a wish to stop the other."""
 
+import threading
 from typing import Any
 
 import ray
@@ -13,25 +14,35 @@ class Board:
     """The state: an actor for many workers, an object for a run in process."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # in process, the ranks are a thread
         self._steps: list[StepMetrics] = []
         self._words: list[str] = []
+        self._restored: list[StepMetrics] | None = None
         self._stop = False
         self._error: VidgenError | None = None
 
     def step(self, metrics: StepMetrics) -> bool:
         """Note a step; whether to go on."""
-        self._steps.append(metrics)
-        return not self._stop
+        with self._lock:
+            self._steps.append(metrics)
+            return not self._stop
+
+    def restore(self, history: list[StepMetrics]) -> None:
+        """Note the steps that the ranks go on after; later ones were lost."""
+        with self._lock:
+            self._restored, self._steps = list(history), []
 
     def say(self, words: str) -> None:
         """Note a line for the user."""
-        self._words.append(words)
+        with self._lock:
+            self._words.append(words)
 
-    def take(self) -> tuple[list[StepMetrics], list[str]]:
-        """What came since the last call."""
-        taken = self._steps, self._words
-        self._steps, self._words = [], []
-        return taken
+    def take(self) -> tuple[list[StepMetrics] | None, list[StepMetrics], list[str]]:
+        """What came since the last call: a history that was restored, steps after it, words."""
+        with self._lock:
+            taken = self._restored, self._steps, self._words
+            self._restored, self._steps, self._words = None, [], []
+            return taken
 
     def stop(self) -> None:
         """Ask the ranks to commit their state and leave after the step they are in."""

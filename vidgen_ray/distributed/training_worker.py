@@ -109,6 +109,9 @@ def _train(job: WorkerJob) -> None:
             metrics.step(step)
         return rank != 0 or bool(ask(job.board, "step", step))
 
+    trainer.resume()
+    if rank == 0:
+        ask(job.board, "restore", trainer.history)
     gallery = _Gallery(job, store, checkpoint, trainer, num_workers)
     if trainer.run(on_step, gallery.end_epoch) and rank == 0:
         gallery.finish()

@@ -23,14 +23,14 @@ _NUM_SMOOTHED = 50  # the loss of a step depends on its timestep far more than o
 
 
 class Journal:
-    """Steps by number, so that those which are made again after a kill replace the lost ones."""
+    """The steps of a run, and those who want to hear of them."""
 
     def __init__(
         self, store: Store, address: str, trackers: Sequence[str], settings: dict[str, Any]
     ) -> None:
-        """Read what is there already. `address` is the store's. Raises ConfigError."""
+        """Nothing is started before the first step. `address` is the store's."""
         self._store = store
-        self._rows = _read(store.read(CSV_NAME))
+        self._rows: dict[int, StepMetrics] = {}
         self._name = posixpath.basename(address.rstrip("/"))
         self._is_local = "://" not in address
         self._folder = Path(address) if self._is_local else Path(tempfile.mkdtemp())
@@ -39,8 +39,12 @@ class Journal:
         self._trackers: list[Any] | None = None
         self._flushed_at = time.monotonic()
 
+    def restore(self, history: Sequence[StepMetrics]) -> None:
+        """Begin with these steps; later ones that were noted will be made again."""
+        self._rows = {row.step: row for row in history}
+
     def add(self, row: StepMetrics) -> None:
-        """Note a step."""
+        """Note a step. Raises ConfigError where a tracker cannot start."""
         if self._trackers is None:  # only now is it known with which step the run goes on
             self._trackers = [self._start(name, row.step) for name in self._wanted]
         self._rows[row.step] = row
@@ -91,17 +95,6 @@ class Journal:
                 "set its address and key in the environment, or leave it out"
             ) from error
         return tracker
-
-
-def _read(data: bytes | None) -> dict[int, StepMetrics]:
-    if data is None:
-        return {}
-    read = {}
-    for row in csv.DictReader(io.StringIO(data.decode())):
-        step, epoch = int(row.pop("step")), int(row.pop("epoch"))
-        numbers: dict[str, Any] = {k: float(text) if text else None for k, text in row.items()}
-        read[step] = StepMetrics(step=step, epoch=epoch, **numbers)
-    return read
 
 
 def _csv(rows: Sequence[StepMetrics]) -> bytes:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,7 +38,10 @@ OnEpoch = Callable[[int], None]
 
 @dataclass
 class Trainer:
-    """A run on one rank. `module` is `model`, or it wrapped for data parallelism."""
+    """A run on one rank. `module` is `model`, or it wrapped for data parallelism.
+
+    `history` holds every step that led to the weights, from the first one of the run.
+    """
 
     model: LoraTransformer
     module: nn.Module
@@ -48,6 +51,7 @@ class Trainer:
     store: Store
     rank: int
     device: torch.device
+    history: list[StepMetrics] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._weights = self.model.adapter_weights()
@@ -57,16 +61,17 @@ class Trainer:
             self._averages = {name: w.detach().clone() for name, w in self._weights.items()}
 
     def run(self, on_step: OnStep, on_epoch: OnEpoch) -> bool:
-        """Train from the last committed state to the end; whether the end was reached.
+        """Train on after `history` to the end; whether the end was reached.
 
         Raises EngineError for a loss that is not finite.
         """
-        first = self._resume()
+        first = len(self.history)
         if first and self.plan.ends_epoch(first - 1):
             self._end_epoch(first - 1, on_epoch)  # it may have been killed before it was done
         batches = self._batches(first)
         for step in range(first, self.plan.num_steps):
             metrics = self._step(step, batches)
+            self.history.append(metrics)
             stop = self._agreed(not on_step(metrics))
             ends_epoch = self.plan.ends_epoch(step)
             if stop or ends_epoch or (step + 1) % self.plan.training.checkpoint_every_steps == 0:
@@ -163,26 +168,27 @@ class Trainer:
     def _commit(self, num_steps: int) -> None:
         if self.rank == 0:
             weights = {name: weight.detach() for name, weight in self._weights.items()}
-            state = State(num_steps, weights, self._averages, self._optimizer.state_dict())
+            optimizer = self._optimizer.state_dict()
+            state = State(num_steps, weights, self._averages, optimizer, self.history)
             commit_state(self.store, state, self.plan.training.num_checkpoints_kept)
         if dist.is_initialized():
             dist.barrier()
 
-    def _resume(self) -> int:
-        """Put back the last committed state; how many steps it is after. The first rank chooses."""
+    def resume(self) -> None:
+        """Put back the last committed state, if there is one. The first rank chooses."""
         names: list[str | None] = [None]
         if self.rank == 0:
             names = [*committed_states(self.store)[-1:], None][:1]
         if dist.is_initialized():
             dist.broadcast_object_list(names)
         if names[0] is None:
-            return 0
+            return
         state = load_state(self.store, names[0])
         self._put(state.weights)
         if state.averages is not None:
             self._averages = {name: w.to(self.device) for name, w in state.averages.items()}
         self._optimizer.load_state_dict(state.optimizer)
-        return state.num_steps
+        self.history = state.history
 
     def _without_sync(self, wanted: bool) -> AbstractContextManager[None]:
         if wanted and isinstance(self.module, DistributedDataParallel):

@@ -2,7 +2,7 @@
 
 import io
 import re
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 import torch
@@ -49,12 +49,14 @@ class State:
     weights: dict[str, Tensor]
     averages: dict[str, Tensor] | None
     optimizer: dict[str, Any]
+    history: list[StepMetrics]
 
 
 def commit_state(store: Store, state: State, num_kept: int) -> None:
     """Write the state, then remove all but the `num_kept` latest."""
     buffer = io.BytesIO()
-    torch.save({field.name: getattr(state, field.name) for field in fields(state)}, buffer)
+    content = {field.name: getattr(state, field.name) for field in fields(state)}
+    torch.save({**content, "history": [asdict(row) for row in state.history]}, buffer)
     store.write(f"{FOLDER}/step-{state.num_steps:08d}.pt", buffer.getvalue())
     for name in committed_states(store)[:-num_kept]:
         store.remove_file(f"{FOLDER}/{name}")
@@ -71,7 +73,9 @@ def load_state(store: Store, name: str) -> State:
     try:
         if data is None:
             raise FileNotFoundError(name)
-        return State(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        history = [StepMetrics(**row) for row in content.pop("history")]
+        return State(**content, history=history)
     except Exception as error:  # torch raises a dozen types for bad bytes
         raise ArtifactError(
             f"output: {FOLDER}/{name} cannot be read: {error}; remove it, and the run goes on from "
