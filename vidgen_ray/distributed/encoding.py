@@ -74,6 +74,7 @@ class EncodingSummary(Section):
     skipped: int
     rejected: int
     wall_s: float
+    prompts_wall_s: float  # of all prompts, with the start of their workers
     clips_per_s: float | None  # VAE encodings of this run, without the start of the workers
     decode_s: float | None
     encode_s: float | None
@@ -96,14 +97,16 @@ def run_encoding(arguments: EncodingArguments, console: Console) -> int:
     settings = encoding_settings(config, checkpoint)
     console.print(f"{len(clips)} rows; starting Ray", highlight=False, markup=False, soft_wrap=True)
     with connected(arguments.ray_address), signals_raise():
+        prompts_start = time.perf_counter()
         truncated = _encode_prompts(clips, settings, arguments, console)
+        prompts_wall_s = time.perf_counter() - prompts_start
         groups = _groups(clips, config)
         rows = list(_encode_clips(groups, settings, arguments, console))
     entries = _entries(clips, config, {row["group"]: row for row in rows}, settings, truncated)
     store.write("config.yaml", yaml.safe_dump(config.model_dump(mode="json")).encode())
     store.write(SETTINGS_NAME, settings.model_dump_json(indent=2).encode())
     store.write(CLIPS_NAME, entries_bytes(entries))  # last: with it the folder can be trained on
-    summary = _summary(entries, rows, time.perf_counter() - start)
+    summary = _summary(entries, rows, time.perf_counter() - start, prompts_wall_s)
     store.write("summary.json", summary.model_dump_json(indent=2).encode())
     _say_result(summary, entries, arguments, console)
     return EXIT_ALL if not summary.rejected and not summary.skipped else EXIT_NEEDS_EYES
@@ -273,7 +276,9 @@ def _entries(
     return entries
 
 
-def _summary(entries: list[ClipEntry], rows: list[Row], wall_s: float) -> EncodingSummary:
+def _summary(
+    entries: list[ClipEntry], rows: list[Row], wall_s: float, prompts_wall_s: float
+) -> EncodingSummary:
     counts = Counter(entry.outcome for entry in entries)
     made = [row for row in rows if row["encode_s"]]
     span = 0.0
@@ -286,6 +291,7 @@ def _summary(entries: list[ClipEntry], rows: list[Row], wall_s: float) -> Encodi
         skipped=counts["skipped"],
         rejected=counts["rejected"],
         wall_s=wall_s,
+        prompts_wall_s=prompts_wall_s,
         clips_per_s=(len(made) - 1) / span if span else None,
         decode_s=_median([row["decode_s"] for row in made]),
         encode_s=_median([row["encode_s"] for row in made]),
