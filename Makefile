@@ -1,5 +1,6 @@
 # make run    generate the sample clips with the embedded model
 # make serve  serve the embedded model on http://127.0.0.1:8000
+# make train-demo   clips to a trained, validated adapter of the embedded model, in minutes
 # make test   run the tests        make check   what CI runs
 # make check-all   with the slow tests and those that kill processes, 30 minutes
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= outputs/samples
 
-.PHONY: run serve examples test check check-all setup setup-dev lint clean
+.PHONY: run serve train-demo examples test check check-all setup setup-dev lint clean
 
 run: setup
 	@$(BIN)/vidgen batch data/samples/jobs.jsonl --config nano --output $(OUTPUT); \
@@ -15,6 +16,13 @@ run: setup
 
 serve: setup
 	$(BIN)/serve run configs/serve_nano.yaml --address local
+
+DEMO ?= outputs/train_demo
+train-demo: setup
+	$(BIN)/python -m scripts.demo_clips $(DEMO)/clips
+	$(BIN)/vidgen encode $(DEMO)/clips/metadata.jsonl --output $(DEMO)/latents --config training/lora_nano
+	$(BIN)/vidgen train --latents $(DEMO)/latents --output $(DEMO)/lora --config training/lora_nano --num-workers 0
+	$(BIN)/vidgen validate --lora $(DEMO)/lora/adapter_final --prompts configs/validation_prompts.yaml --output $(DEMO)/validation --config nano
 
 # The clips that README.md shows, made anew.
 examples: setup

@@ -64,6 +64,71 @@ def tiny_adapter(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
+def tiny_training(tiny_overrides: dict[str, object]) -> dict[str, object]:
+    """`--set` values above `training/lora_nano` that train the tiny checkpoint."""
+    return {
+        **tiny_overrides,
+        "encoding.dtype": "float32",
+        "encoding.num_noised_images": 2,
+        "training.rank": 4,
+        "training.targets": ["to_q", "to_k", "to_v", "to_out.0"],
+        "training.num_samples": 0,
+        "training.image_dropout": 0.05,
+        "training.prompt_dropout": 0.1,
+        "training.learning_rate": 1e-2,
+        "training.warmup_steps": 0,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_latents(
+    tiny_training: dict[str, object], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Four clips encoded by the tiny checkpoint, as `vidgen encode` lays them out."""
+    import torch
+
+    from vidgen_ray.config import load_config
+    from vidgen_ray.distributed.encoding import encoding_settings
+    from vidgen_ray.model.checkpoint import open_checkpoint
+    from vidgen_ray.model.encoders import PromptEncoder, VideoEncoder
+    from vidgen_ray.schema import ClipSource
+    from vidgen_ray.training import shards
+
+    config = load_config("training/lora_nano", tiny_training)
+    checkpoint = open_checkpoint(config.model)
+    settings = encoding_settings(config, checkpoint)
+    cpu = torch.device("cpu")
+    vae = VideoEncoder(checkpoint, "float32", cpu, tiling=False)
+    text = PromptEncoder(checkpoint, "float32", cpu)
+    folder = tmp_path_factory.mktemp("latents")
+    prompts = ["", *(f"camera pans {way}" for way in ("left", "right", "up", "down"))]
+    embeds, counts = text.encode(prompts)
+    prompt_rows = [
+        shards.prompt_row(settings.prompt_key(prompt), prompt, embeds[index], counts[index])
+        for index, prompt in enumerate(prompts)
+    ]
+    y, x, t = np.mgrid[0:64, 0:96, 0:9] / 64
+    entries, rows = [], []
+    for index, prompt in enumerate(prompts[1:]):
+        waves = [np.sin(5 * x + (index - 1.5) * 9 * t), np.cos(4 * y - index * 3 * t), x - y]
+        frames = (np.stack(waves, -1).transpose(2, 0, 1, 3) * 60 + 128).astype(np.uint8)
+        key = settings.latents_key(f"video {index}", None, "")
+        images = vae.encode_image(frames[0], 2, index)
+        rows.append(shards.latents_row(key, vae.encode_video(frames), images, b"not a picture"))
+        source = ClipSource(dataset="test", licence="CC0")
+        prompt_key = settings.prompt_key(prompt)
+        entry = {"id": str(index), "prompt": prompt, "latents": key, "prompt_key": prompt_key}
+        entries.append(shards.ClipEntry(**entry, outcome="encoded", source=source))
+    for kind, of_kind in ((shards.LATENTS, rows), (shards.PROMPTS, prompt_rows)):
+        name, data = shards.shard_bytes(of_kind)
+        (folder / kind).mkdir()
+        (folder / kind / name).write_bytes(data)
+    (folder / shards.SETTINGS_NAME).write_text(settings.model_dump_json())
+    (folder / shards.CLIPS_NAME).write_bytes(shards.entries_bytes(entries))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def ray_cluster():  # type: ignore[no-untyped-def]
     """One local Ray for all tests of a session that need one."""
     import ray

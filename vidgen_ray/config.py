@@ -129,6 +129,75 @@ class CheckConfig(Section):
     num_cpus_per_task: float = Field(1, gt=0)
 
 
+class EncodingConfig(Section):
+    """How clips become latents. Shape, frame rate and fit are those of `generation`.
+
+    `num_noised_images` copies of the conditioning image are encoded under pixel noise, of which
+    training draws one; 0 for a model that was trained on clean images.
+    """
+
+    dtype: Dtype = "bfloat16"
+    num_noised_images: int = Field(2, ge=0, le=64)
+    max_video_gb: float = Field(4.0, gt=0)  # of 1e9 bytes, the file
+    skip_marks: list[str] = []  # leave out clips that `dataset check` marked with one of these
+    clips_per_shard: int = Field(8, ge=1)  # committed together, so this many are lost by a kill
+    prompts_per_batch: int = Field(8, ge=1)
+    num_gpus_per_worker: float = Field(1, ge=0)
+    num_cpus_per_worker: float = Field(1, gt=0)
+    num_cpus_per_decode: float = Field(1, gt=0)
+    min_workers: int = Field(1, ge=1)
+    max_workers: int | None = Field(None, ge=1)
+    max_worker_deaths: int = Field(3, ge=1)
+    worker_start_timeout_s: float = Field(600, gt=0)
+
+
+class SamplePrompt(Section):
+    """A clip that shows what an adapter does: the same image, prompt and seed each time."""
+
+    image: str = Field(min_length=1)
+    prompt: str = Field(min_length=1)
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class TrainingConfig(Section):
+    """How a LoRA adapter is trained. The base weights load in `model.dtype`, the adapter in fp32.
+
+    A step takes `batch_size * gradient_accumulation_steps` samples on each worker.
+    """
+
+    rank: int = Field(128, ge=1)
+    alpha: float | None = Field(None, gt=0)  # None: as large as rank, so that the scale is 1
+    targets: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
+    learning_rate: float = Field(1e-4, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = Field(100, ge=0)
+    num_epochs: int = Field(10, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(1e-4, ge=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    image_dropout: float = Field(0.05, ge=0, le=1)
+    prompt_dropout: float = Field(0.1, ge=0, le=1)
+    gradient_checkpointing: Literal["none", "full", "selective"] = "selective"
+    compile_blocks: bool = False
+    seed: int = Field(0, ge=0, lt=2**31)
+    checkpoint_every_steps: int = Field(100, ge=1)
+    num_checkpoints_kept: int = Field(2, ge=1)
+    samples: list[SamplePrompt] = []  # clips to make at the end of an epoch; none: see num_samples
+    num_samples: int = Field(1, ge=0)  # of the first clips of the data, where samples is empty
+    sample_every_epochs: int = Field(1, ge=1)
+    trackers: list[Literal["mlflow", "wandb"]] = []
+    max_trainable_fraction: float = Field(0.1, gt=0, le=1)
+    num_gpus_per_worker: float = Field(1, ge=0)
+    num_cpus_per_worker: float = Field(1, gt=0)
+    max_failures: int = Field(3, ge=0)
+    collective_timeout_s: int = Field(7200, ge=60)  # other ranks wait for one that makes samples
+
+
 class Config(Section):
     """The whole tree. `pinned` holds the generation fields that the command line set."""
 
@@ -140,6 +209,8 @@ class Config(Section):
     batch: BatchConfig = BatchConfig()
     check: CheckConfig = CheckConfig()
     prompt_templates: str | None = None  # a YAML file in place of the templates that ship
+    encoding: EncodingConfig = EncodingConfig()
+    training: TrainingConfig = TrainingConfig()
     pinned: dict[str, Any] = Field({}, exclude=True)
 
     @model_validator(mode="after")

@@ -73,13 +73,17 @@ def decode_image(
         rgb = _to_srgb(_upright(picture))
     except Exception as error:  # PIL's decoders raise a dozen types for bad bytes
         raise _broken_image(field, name, error) from error
-    fitted = _cropped(rgb, height, width) if fit == "crop" else _padded(rgb, height, width)
     return ConditioningImage(
-        pixels=np.array(fitted),
+        pixels=_fitted(rgb, height, width, fit),
         sha256=hashlib.sha256(data).hexdigest(),
         width=rgb.width,
         height=rgb.height,
     )
+
+
+def fit_pixels(pixels: np.ndarray, *, height: int, width: int, fit: Fit) -> np.ndarray:
+    """uint8 RGB of any size -> [height, width, 3], cropped or padded as `decode_image` does."""
+    return _fitted(Image.fromarray(pixels), height, width, fit)
 
 
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
@@ -190,6 +194,11 @@ def _colour_managed(picture: Image.Image, profile: bytes) -> Image.Image | None:
         return ImageCms.profileToProfile(picture, source, target, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
         return None
+
+
+def _fitted(picture: Image.Image, height: int, width: int, fit: Fit) -> np.ndarray:
+    fitted = _cropped if fit == "crop" else _padded
+    return np.array(fitted(picture, height, width))
 
 
 def _cropped(picture: Image.Image, height: int, width: int) -> Image.Image:

@@ -1,7 +1,9 @@
 """Video files to arrays, and arrays to video files."""
 
+import math
 import platform
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -47,15 +49,8 @@ def open_video(address: str, field: str = "video") -> Iterator[tuple[Any, Any]]:
     """
     with readable(address, field):
         filesystem, path, _ = locate(address, field)
-        with (
-            filesystem.open(path, "rb") as file,
-            _decoding(address, field),
-            av.open(file, "r", container_options=_OPTIONS, **_LENIENT_TAGS) as container,
-        ):
-            stream = _video_stream(container, address, field)
-            stream.thread_type = "AUTO"
-            _check_whole(container, stream)
-            yield container, stream
+        with filesystem.open(path, "rb") as file, _decoding(file, address, field) as opened:
+            yield opened
 
 
 def read_video(
@@ -72,6 +67,49 @@ def read_video(
         filesystem, path, _ = locate(str(source), field)
         with filesystem.open(path, "rb") as file:
             return _decode_video(file, str(source), max_frames, field)
+
+
+def read_span(
+    source: str | Path | IO[bytes],
+    *,
+    num_frames: int,
+    fps: float,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+    field: str = "video",
+) -> Video:
+    """`num_frames` upright frames at `fps`, counted in the file's own time from `start_s`.
+
+    The frame of a moment is the one on screen then, so sources of any and of varying frame rate
+    come out even. Only frames that are asked for are converted; `prepare` is applied to each of
+    them, uint8 [height, width, 3]. Raises RequestError, also where the file or the span is too
+    short: the last frame must begin before `end_s`.
+    """
+    name = str(source if isinstance(source, str | Path) else getattr(source, "name", "the upload"))
+    check_span(name, num_frames=num_frames, fps=fps, start_s=start_s, end_s=end_s, field=field)
+    times = [(start_s or 0.0) + index / fps for index in range(num_frames)]
+    if not isinstance(source, str | Path):
+        return _decode_span(source, name, times, fps, prepare, field)
+    with readable(str(source), field):
+        filesystem, path, _ = locate(str(source), field)
+        with filesystem.open(path, "rb") as file:
+            return _decode_span(file, name, times, fps, prepare, field)
+
+
+def check_span(
+    name: str,
+    *,
+    num_frames: int,
+    fps: float,
+    start_s: float | None,
+    end_s: float | None,
+    field: str = "video",
+) -> None:
+    """Refuse a span that cannot hold `num_frames` at `fps`, whatever the file. RequestError."""
+    length_s = math.inf if end_s is None else end_s - (start_s or 0.0)
+    if (num_frames - 1) / fps >= length_s + _SPAN_TOLERANCE_S:
+        raise _too_short(field, name, num_frames, fps, length_s)
 
 
 # FFmpeg also opens stills, text and playlists that fetch other files: none of these is a video.
@@ -92,6 +130,8 @@ _SCALER = (
     | Interpolation.FULL_CHR_H_INT
     | Interpolation.FULL_CHR_H_INP
 )
+_JITTER_S = 0.002  # containers round times to milliseconds
+_SPAN_TOLERANCE_S = 0.01  # annotations do, too
 _ENCODER_THREADS = 4  # fixed, because x264's output depends on it
 # x264's AVX-512 code reads memory that nothing wrote, so its bytes differ from run to run; code up
 # to AVX2 and up to SSE4.2 agree, in bytes and in speed.
@@ -144,13 +184,7 @@ def _encode(path: Path, video: Video, crf: int, comment: str | None) -> None:
 
 
 def _decode_video(file: IO[bytes], name: str, max_frames: int | None, field: str) -> Video:
-    with (
-        _decoding(name, field),
-        av.open(file, "r", container_options=_OPTIONS, **_LENIENT_TAGS) as container,
-    ):
-        stream = _video_stream(container, name, field)
-        stream.thread_type = "AUTO"
-        _check_whole(container, stream)
+    with _decoding(file, name, field) as (container, stream):
         frames = _decode_frames(container, stream, name, max_frames, field)
         fps = stream.average_rate or stream.guessed_rate
     if not frames or not fps:
@@ -161,10 +195,35 @@ def _decode_video(file: IO[bytes], name: str, max_frames: int | None, field: str
     return Video(frames=np.stack(frames), fps=float(fps))
 
 
-@contextmanager
-def _decoding(name: str, field: str) -> Iterator[None]:
+def _decode_span(
+    file: IO[bytes],
+    name: str,
+    times: list[float],
+    fps: float,
+    prepare: Callable[[np.ndarray], np.ndarray] | None,
+    field: str,
+) -> Video:
+    with _decoding(file, name, field) as (container, stream):
+        frames, length_s = _frames_at(container, stream, times, prepare)
+    if len(frames) < len(times):
+        raise _too_short(field, name, len(times), fps, max(0.0, length_s - times[0]))
     try:
-        yield
+        return Video(frames=np.stack(frames), fps=fps)
+    except ValueError:
+        raise RequestError(
+            f"{field}: must keep one frame size, got several ({name!r}); export it again"
+        ) from None
+
+
+@contextmanager
+def _decoding(file: IO[bytes], name: str, field: str) -> Iterator[tuple[Any, Any]]:
+    """Container and video stream of a file; whatever does not decode becomes a RequestError."""
+    try:
+        with av.open(file, "r", container_options=_OPTIONS, **_LENIENT_TAGS) as container:
+            stream = _video_stream(container, name, field)
+            stream.thread_type = "AUTO"
+            _check_whole(container, stream)
+            yield container, stream
     except RequestError:
         raise
     except Exception as error:  # FFmpeg's errors, and those of whatever the file is
@@ -172,6 +231,46 @@ def _decoding(name: str, field: str) -> Iterator[None]:
             f"{field}: must be a whole video file such as MP4, MOV, MKV or WebM, got {name!r}, "
             f"which does not decode ({one_line(error)}); export or copy it again"
         ) from error
+
+
+def _frames_at(
+    container: Any,
+    stream: Any,
+    times: list[float],
+    prepare: Callable[[np.ndarray], np.ndarray] | None,
+) -> tuple[list[np.ndarray], float]:
+    """The pictures on screen at `times`, as far as the file goes, and where it ends in seconds."""
+    first_s = float((stream.start_time or 0) * stream.time_base)
+    if times[0] > 1.0:
+        with suppress(av.FFmpegError):  # a file without an index is read from its start
+            container.seek(int((times[0] + first_s) / stream.time_base), stream=stream)
+    frames: list[np.ndarray] = []
+    shown, shown_end_s = None, 0.0
+    frame_s = float(1 / (stream.average_rate or stream.guessed_rate or 25))
+    for frame in container.decode(stream):
+        if frame.is_corrupt:
+            raise ValueError("a frame is damaged")
+        begin_s = frame.time - first_s if frame.time is not None else shown_end_s
+        num_past = bisect_left(times, begin_s - _JITTER_S) if shown is not None else 0
+        frames += [_prepared(shown, prepare) for _ in range(len(frames), num_past)]
+        if len(frames) == len(times):
+            return frames, begin_s
+        shown, shown_end_s = frame, begin_s + frame_s
+    num_past = bisect_left(times, shown_end_s) if shown is not None else 0
+    frames += [_prepared(shown, prepare) for _ in range(len(frames), num_past)]
+    return frames, shown_end_s
+
+
+def _prepared(frame: Any, prepare: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
+    pixels = _to_rgb(frame)
+    return prepare(pixels) if prepare else pixels
+
+
+def _too_short(field: str, name: str, num_frames: int, fps: float, got_s: float) -> RequestError:
+    return RequestError(
+        f"{field}: must last {(num_frames - 1) / fps:.2f} s for {num_frames} frames at {fps:g} "
+        f"fps, got {got_s:.2f} s ({name!r}); use a longer clip or span"
+    )
 
 
 def _video_stream(container: Any, name: str, field: str) -> Any:

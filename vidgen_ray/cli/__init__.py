@@ -25,6 +25,7 @@ from vidgen_ray.cli.options import (
     is_temporary,
 )
 from vidgen_ray.cli.prompts import prompts
+from vidgen_ray.cli.training import encode, train
 from vidgen_ray.cli.validate import validate
 from vidgen_ray.config import load_config, parse_overrides
 from vidgen_ray.errors import ConfigError, DatasetError, Interrupted, RequestError, VidgenError
@@ -34,7 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Image to video for newsrooms: one photo and one prompt become a 6-second clip.",
 )
-
 
 _console = Console()
 _errors = Console(stderr=True)
@@ -224,6 +224,8 @@ def key(
 
 
 app.add_typer(dataset_app, name="dataset")
+app.command()(encode)
+app.command()(train)
 app.command()(validate)
 app.command()(prompts)
 

@@ -3,15 +3,12 @@
 Everything that must survive lies in the output store. A rerun reads it and does what is left.
 """
 
-import signal
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 import ray
 import ray.data
@@ -25,6 +22,7 @@ from vidgen_ray.distributed.cluster import connected, pool_size
 from vidgen_ray.distributed.intake import take_in
 from vidgen_ray.distributed.plan import Attempt, failed_rows, plan_attempts, refuse_changed
 from vidgen_ray.distributed.progress import RunProgress, claim
+from vidgen_ray.distributed.signals import signals_raise
 from vidgen_ray.distributed.stages import Row, Run, first_row, read, save, score
 from vidgen_ray.distributed.worker import Generate
 from vidgen_ray.errors import EngineError, Interrupted, RequestError, VidgenError
@@ -68,7 +66,7 @@ def make_clips(file: JobsFile, arguments: BatchArguments, console: Console) -> i
     suspects = claim(store)
     store.clear_staging()
     console.print("starting Ray and checking every row, its image and its adapter", style="dim")
-    with connected(arguments.ray_address), _signals_raise():
+    with connected(arguments.ray_address), signals_raise():
         intake = take_in(file, arguments.config)
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
         _report_problems(intake.problems, console)
@@ -238,25 +236,3 @@ def _say_result(summary: BatchSummary, arguments: BatchArguments, console: Conso
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Within the context SIGTERM and SIGINT raise Interrupted, once, in the main thread."""
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        for name in before:
-            signal.signal(name, signal.SIG_IGN)
-        raise Interrupted(number)
-
-    before: dict[int, Any] = {}
-    try:
-        for name in (signal.SIGTERM, signal.SIGINT):
-            before[name] = signal.signal(name, interrupt)
-    except ValueError:  # not the main thread: signals are somebody else's
-        pass
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,7 +12,7 @@ from pathlib import Path
 import ray
 from ray.data import DataContext
 
-from vidgen_ray.config import BatchConfig
+from vidgen_ray.config import BatchConfig, EncodingConfig
 from vidgen_ray.errors import ConfigError
 
 _OURS: set[str] = set()  # addresses of the clusters that this process started
@@ -87,10 +87,13 @@ class PoolSize:
     most: int
 
 
-def pool_size(batch: BatchConfig, num_clips: int) -> PoolSize:
+def pool_size(
+    batch: BatchConfig | EncodingConfig, num_clips: int, section: str = "batch"
+) -> PoolSize:
     """Workers for `num_clips` on the cluster as it is now, and as `batch` lets it grow.
 
-    Raises ConfigError where workers need GPUs and a Ray of this machine alone has none.
+    `section` is the name of `batch` in the configuration. Raises ConfigError where workers need
+    GPUs and a Ray of this machine alone has none.
     """
     resources = ray.cluster_resources()
     needs_gpu = batch.num_gpus_per_worker > 0
@@ -100,7 +103,7 @@ def pool_size(batch: BatchConfig, num_clips: int) -> PoolSize:
         room = int(resources.get("CPU", 1) // batch.num_cpus_per_worker)
     if needs_gpu and room == 0 and _ray_is_ours():
         raise ConfigError(
-            f"batch.num_gpus_per_worker: {batch.num_gpus_per_worker:g}, but this machine has "
+            f"{section}.num_gpus_per_worker: {batch.num_gpus_per_worker:g}, but this machine has "
             f"{resources.get('GPU', 0):g} GPUs; use --config nano for the small model on the CPU, "
             "or name a cluster with --address"
         )

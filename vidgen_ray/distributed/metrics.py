@@ -3,6 +3,7 @@
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from vidgen_ray.schema import GenerationRecord
+from vidgen_ray.training.state import StepMetrics
 
 _SECONDS = [0.1, 0.3, 1, 3, 10, 30, 60, 90, 120, 180, 300, 600, 1800, 3600]
 _SCORES = [number / 20 for number in range(1, 20)]
@@ -67,3 +68,44 @@ class DispatcherMetrics:
         """Note how many jobs wait and run."""
         for status in ("queued", "in_progress"):
             self._queue.set(counts.get(status, 0), {"status": status})
+
+
+class EncodingMetrics:
+    """Of clips that become latents."""
+
+    def __init__(self) -> None:
+        self._clips = Counter("vidgen_encoded_clips", "Clips that were encoded.", ("outcome",))
+        self._seconds = Histogram(
+            "vidgen_encode_seconds", "Time of a clip's stage.", _SECONDS, ("stage",)
+        )
+
+    def done(self, outcome: str, seconds: dict[str, float]) -> None:
+        """Note a clip that ended, and what its stages took."""
+        self._clips.inc(1, {"outcome": outcome})
+        for stage, value in seconds.items():
+            self._seconds.observe(value, {"stage": stage})
+
+
+class TrainingMetrics:
+    """Of a rank that trains. The loss is the mean over all ranks, VRAM each rank's own."""
+
+    def __init__(self, rank: int) -> None:
+        self._tags = {"rank": str(rank)}
+        self._first = rank == 0
+        self._loss = Gauge("vidgen_train_loss", "Loss of the last step.")
+        self._steps = Counter("vidgen_train_steps", "Optimiser steps.")
+        self._rate = Gauge("vidgen_train_samples_per_s", "Samples a second, all ranks together.")
+        self._seconds = Histogram(
+            "vidgen_train_step_seconds", "Time of a step.", _SECONDS, ("rank",)
+        )
+        self._vram = Gauge("vidgen_train_vram_gb", "Most VRAM of a step, 1e9 bytes.", ("rank",))
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Note a step."""
+        if self._first:
+            self._loss.set(metrics.loss)
+            self._steps.inc(1)
+            self._rate.set(metrics.samples_per_s)
+        self._seconds.observe(metrics.step_s, self._tags)
+        if metrics.vram_gb is not None:
+            self._vram.set(metrics.vram_gb, self._tags)

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from diffusers import (
+    AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
     CogVideoXImageToVideoPipeline,
@@ -71,7 +72,7 @@ def apply_options(
     """Give a freshly loaded pipeline its scheduler, its tiling and its place."""
     pipeline.scheduler = make_scheduler(pipeline, options.scheduler)
     if options.vae_tiling:
-        _enable_tiling(pipeline)
+        enable_tiling(pipeline.vae)
     match options.offload:
         case "none":
             pipeline.to(device)
@@ -102,16 +103,15 @@ def make_scheduler(
     return solver.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
 
 
-def _enable_tiling(pipeline: CogVideoXImageToVideoPipeline) -> None:
+def enable_tiling(vae: AutoencoderKLCogVideoX) -> None:
     """Tiles of half a frame, as diffusers makes them for 480x720.
 
     Its strides are 5/6 of a tile's height and 4/5 of its width, and come out wrong where those are
     no multiples of 8, as for smaller frames: so heights go up to multiples of 48, widths of 40.
     """
-    config = pipeline.vae.config
-    pipeline.vae.enable_tiling(
-        tile_sample_min_height=math.ceil(config.sample_height / 2 / 48) * 48,
-        tile_sample_min_width=math.ceil(config.sample_width / 2 / 40) * 40,
+    vae.enable_tiling(
+        tile_sample_min_height=math.ceil(vae.config.sample_height / 2 / 48) * 48,
+        tile_sample_min_width=math.ceil(vae.config.sample_width / 2 / 40) * 40,
     )
 
 

@@ -33,7 +33,7 @@ def open_adapter(lora: LoRA, checkpoint: Checkpoint) -> Adapter:
     """
     file = _find(Path(lora.path).expanduser())
     shapes = _read_shapes(file)
-    modules = dict(_skeleton(checkpoint).named_modules())
+    modules = dict(skeleton(checkpoint).named_modules())
     problems = [
         problem for key, shape in shapes.items() if (problem := _mismatch(key, shape, modules))
     ]
@@ -96,7 +96,8 @@ def _read_shapes(file: Path) -> dict[str, list[int]]:
     return shapes
 
 
-def _skeleton(checkpoint: Checkpoint) -> CogVideoXTransformer3DModel:
+def skeleton(checkpoint: Checkpoint) -> CogVideoXTransformer3DModel:
+    """The transformer of a checkpoint without its weights."""
     config = CogVideoXTransformer3DModel.load_config(checkpoint.folder / "transformer")
     with torch.device("meta"):
         return CogVideoXTransformer3DModel.from_config(config)

@@ -56,6 +56,12 @@ class Checkpoint:
             return f"{self.source}@{self.hub_commit}"
         return f"sha256:{_hash_folder(self.folder)}"
 
+    def part_fingerprint(self, part: str) -> str:
+        """The same for one folder of the checkpoint, such as `vae`."""
+        if self.hub_commit:
+            return f"{self.source}@{self.hub_commit}/{part}"
+        return f"sha256:{_hash_folder(self.folder / part)}"
+
     @cached_property
     def num_parameters(self) -> dict[str, int]:
         """Parameters of each part, read from the headers of its safetensors files."""

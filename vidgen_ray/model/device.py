@@ -2,7 +2,9 @@
 
 import os
 import platform
+import time
 
+import psutil
 import torch
 
 from vidgen_ray.errors import ConfigError
@@ -49,3 +51,32 @@ def is_out_of_memory(error: Exception) -> bool:
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free, of the GPU or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP a second of a large matrix product, measured; takes a fraction of a second."""
+    size, repeats = (8192, 8) if device.type == "cuda" else (1024, 2)
+    a = torch.randn(size, size, device=device, dtype=dtype)
+
+    def seconds() -> float:
+        _wait(device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            torch.mm(a, a)
+        _wait(device)
+        return time.perf_counter() - start
+
+    seconds()  # warms up
+    return 2 * size**3 * repeats / min(seconds() for _ in range(3))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,1 @@
+"""Encoded clips to a LoRA adapter, without Ray."""
