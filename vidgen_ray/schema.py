@@ -153,6 +153,23 @@ class ImageRecord(Section):
     height: int
 
 
+class AccelerationRecord(Section):
+    """What a profile came to on the machine that made the clip.
+
+    `num_computed_steps` went through all blocks; the others took the step cache's word. `notes`
+    say where `auto` took less than the best. `ranks` made the clip together.
+    """
+
+    attention: str
+    compile: bool
+    compile_vae: bool
+    linears: str
+    step_cache: float | None
+    num_computed_steps: int
+    ranks: int = 1
+    notes: list[str] = []
+
+
 class ModelRecord(Section):
     """The weights that made the clip. `trained` is False for weights made for trying out."""
 
@@ -164,6 +181,7 @@ class ModelRecord(Section):
     offload: str
     vae_tiling: bool
     bf16_fallback: bool = False
+    acceleration: AccelerationRecord | None = None  # None: plain diffusers on one device
 
 
 class AdapterRecord(Section):
