@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vidgen_ray.cli.benchmark import benchmark, calibrate
 from vidgen_ray.cli.options import (
     ConfigOption,
     LoraOption,
@@ -217,6 +218,10 @@ def key(
     secret, digest = new_key()
     _errors.print(f"{secret}  (of {owner}; shown this once)", highlight=False, soft_wrap=True)
     print(f"{owner}: {digest}")
+
+
+app.command()(benchmark)
+app.command()(calibrate)
 
 
 def main() -> None:

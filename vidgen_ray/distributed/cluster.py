@@ -87,20 +87,23 @@ class PoolSize:
     most: int
 
 
-def pool_size(batch: BatchConfig, num_clips: int) -> PoolSize:
+def pool_size(batch: BatchConfig, num_clips: int, gpus_per_clip: int = 1) -> PoolSize:
     """Workers for `num_clips` on the cluster as it is now, and as `batch` lets it grow.
+
+    A worker of several GPUs needs them on one node, which only its start can tell.
 
     Raises ConfigError where workers need GPUs and a Ray of this machine alone has none.
     """
     resources = ray.cluster_resources()
     needs_gpu = batch.num_gpus_per_worker > 0
     if needs_gpu:
-        room = int(resources.get("GPU", 0) // batch.num_gpus_per_worker)
+        room = int(resources.get("GPU", 0) // (batch.num_gpus_per_worker * gpus_per_clip))
     else:
         room = int(resources.get("CPU", 1) // batch.num_cpus_per_worker)
     if needs_gpu and room == 0 and _ray_is_ours():
         raise ConfigError(
-            f"batch.num_gpus_per_worker: {batch.num_gpus_per_worker:g}, but this machine has "
+            f"batch.num_gpus_per_worker: {batch.num_gpus_per_worker:g} "
+            f"(model.gpus_per_clip: {gpus_per_clip}), but this machine has "
             f"{resources.get('GPU', 0):g} GPUs; use --config nano for the small model on the CPU, "
             "or name a cluster with --address"
         )

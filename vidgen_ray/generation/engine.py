@@ -53,6 +53,7 @@ OnStep = Callable[[int, int], None]
 Cancelled = Callable[[], bool]
 
 _PROMPTS_KEPT = 32  # embeddings of 4 MB at full size
+_NO_FRAMES = torch.empty(0, 0, 0, 3, dtype=torch.uint8)  # of a rank that leaves decoding to another
 
 
 @dataclass(frozen=True)
@@ -219,10 +220,14 @@ class Engine:
         watch.check()
         num_computed = denoiser.num_computed if denoiser else request.num_inference_steps
         with clock.stage("decode_s"):
-            video = pipeline.decode_latents(latents)
-            if not torch.isfinite(video).all():
+            video = None
+            if self._ranks is None or self._ranks.rank == 0 or self._loaded.options.vae_tiling:
+                video = pipeline.decode_latents(latents)
+            wrong = video is not None and not bool(torch.isfinite(video).all())
+            if self._ranks.any(wrong) if self._ranks else wrong:
                 return None
-            return _Made(_to_uint8(video), latents, num_computed)
+            frames = _NO_FRAMES if video is None else _to_uint8(video)
+            return _Made(frames, latents, num_computed)
 
     def _encode(
         self, pipeline: Pipeline, request: GenerationRequest

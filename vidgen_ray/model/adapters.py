@@ -74,7 +74,9 @@ def fold_in(
         str(adapter.file.parent), weight_name=adapter.file.name, return_lora_metadata=True
     )
     # On a skeleton without storage peft has nothing to copy, and takes the adapter's own tensors.
-    skeleton.load_lora_adapter(tensors, metadata=metadata or None, adapter_name=_ADAPTER_NAME)
+    skeleton.load_lora_adapter(
+        tensors, metadata=metadata or None, adapter_name=_ADAPTER_NAME, low_cpu_mem_usage=True
+    )
     for name, layer in skeleton.named_modules():
         if isinstance(layer, LoraLayer):
             delta = _delta(layer, pipeline.transformer.get_submodule(name).weight.device)

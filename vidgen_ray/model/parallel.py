@@ -146,6 +146,7 @@ class Ranks:
             dist.new_group(_line(start, sequence, 1)) for start in range(0, size, sequence)
         ]
         across = [dist.new_group(_line(start, guidance, sequence)) for start in range(sequence)]
+        self._host = dist.new_group(backend="gloo")
         half, place = divmod(rank, sequence)
         self.guidance = GuidanceRanks(across[place], half, guidance)
         self.sequence = SequenceRanks(by_sequence[half], place, sequence)
@@ -163,6 +164,12 @@ class Ranks:
         dist.all_reduce(numbers)
         dist.broadcast(numbers, 0)
         return numbers
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so. Does not wait for the device."""
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._host)
+        return bool(flags)
 
     def share_out(self, works: list[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
         """Results of `works`, each done by one rank and sent to all."""
