@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from diffusers import CogVideoXTransformer3DModel
 
 from vidgen_ray.config import load_config
 from vidgen_ray.errors import ConfigError
@@ -38,10 +39,8 @@ def _run(rank: int, size: int, address: str, work: Callable[..., None], argument
         leave()
 
 
-def make_transformer(num_heads: int) -> "CogVideoXTransformer3DModel":
+def make_transformer(num_heads: int) -> CogVideoXTransformer3DModel:
     """2 blocks; 3 latent frames of 2x3 patches and 5 text tokens: nothing divides by 4."""
-    from diffusers import CogVideoXTransformer3DModel
-
     torch.manual_seed(0)
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=num_heads,
