@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +76,16 @@ def kernels(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figure
     figures["matrix_tflop_per_s"] = rate / 1e12
     say(f"matrix product {rate / 1e12:.4g} TFLOP/s")
 
-    query, key, value = torch.randn(
-        3, 2, tokens, heads, head_dim, device=DEVICE, dtype=DTYPE
-    ).unbind(0)
-    few = [tensor[:, :, :2].float() for tensor in (query, key, value)]
-    expected = attend("native")(*few)
+    inputs = torch.randn(3, 2, tokens, heads, head_dim, device=DEVICE, dtype=DTYPE).unbind(0)
+    few = [tensor[:, :, :2].contiguous() for tensor in inputs]
+    expected = attend("native")(*(tensor.float() for tensor in few))
     attention_flop = 4 * 2 * tokens**2 * width
     for name in ("native", "cudnn", "flash3", "flash3_fp8"):
         try:
             choose_attention(name, DEVICE, "bfloat16")  # type: ignore[arg-type]
             kernel = attend(name)  # type: ignore[arg-type]
-            ours = kernel(*(tensor[:, :, :2].contiguous() for tensor in (query, key, value)))
-            error = float((ours.float() - expected).norm() / expected.norm())
-            milliseconds = _time(lambda kernel=kernel: kernel(query, key, value))
+            error = float((kernel(*few).float() - expected).norm() / expected.norm())
+            milliseconds = _time(partial(kernel, *inputs))
         except Exception as problem:
             say(f"attention {name}: {_first_line(problem)}")
             figures[f"attention {name}"] = {"error": _first_line(problem)}
@@ -95,21 +93,21 @@ def kernels(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figure
         rated = attention_flop / milliseconds / 1e9
         say(f"attention {name}: {milliseconds:.2f} ms, {rated:.0f} TFLOP/s, error {error:.4f}")
         figures[f"attention {name}"] = {"ms": milliseconds, "tflop_per_s": rated, "error": error}
-    del query, key, value
+    del inputs, few, expected
 
     for rows, columns in ((width, width), (width, 4 * width), (4 * width, width)):
         linear = torch.nn.Linear(rows, columns, device=DEVICE, dtype=DTYPE)
-        inputs = torch.randn(2, tokens, rows, device=DEVICE, dtype=DTYPE)
+        rows_in = torch.randn(2, tokens, rows, device=DEVICE, dtype=DTYPE)
         eight = Float8Linear(linear, weights_only=False)
         compiled = torch.compile(eight, dynamic=False)
-        plain = linear(inputs)
+        plain = linear(rows_in)
         calls: dict[str, Callable[..., torch.Tensor]] = {"bf16": linear, "fp8": eight}
         calls["fp8 compiled"] = compiled
         for name, call in calls.items():
             label = f"linear {rows}x{columns} {name}"
             try:
-                error = float((call(inputs) - plain).float().norm() / plain.float().norm())
-                milliseconds = _time(lambda call=call, inputs=inputs: call(inputs))
+                error = float((call(rows_in) - plain).float().norm() / plain.float().norm())
+                milliseconds = _time(partial(call, rows_in))
             except Exception as problem:
                 say(f"{label}: {_first_line(problem)}")
                 figures[label] = {"error": _first_line(problem)}
@@ -289,9 +287,8 @@ def lora(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
         with torch.device("meta"):
             skeleton = CogVideoXTransformer3DModel.from_config(shape)
         targets = ["to_q", "to_k", "to_v", "to_out.0"]
-        skeleton.add_adapter(
-            LoraConfig(r=16 if arguments.size == "tiny" else 128, target_modules=targets)
-        )
+        rank = 16 if arguments.size == "tiny" else 128
+        skeleton.add_adapter(LoraConfig(r=rank, target_modules=targets))
         tensors = {
             key: 0.01 * torch.randn(tensor.shape)
             for key, tensor in get_peft_model_state_dict(skeleton).items()

@@ -206,10 +206,13 @@ def _place(
         "use_stream": True,
         "low_cpu_mem_usage": True,
     }
+    if offload in {"model", "sequential", "group"}:
+        pipeline.to("cpu")  # weights that were made on the device
     match offload:
         case "none":
             pipeline.to(device)
         case "text":
+            pipeline.text_encoder.to("cpu")
             pipeline.transformer.to(device)
             pipeline.vae.to(device)
             apply_group_offloading(
