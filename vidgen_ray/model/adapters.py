@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
+from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.tuners.lora import LoraLayer
 
 from vidgen_ray.config import LoRA
@@ -73,14 +74,21 @@ def fold_in(
     tensors, metadata = CogVideoXImageToVideoPipeline.lora_state_dict(
         str(adapter.file.parent), weight_name=adapter.file.name, return_lora_metadata=True
     )
-    # On a skeleton without storage peft has nothing to copy, and takes the adapter's own tensors.
+    if not any(".lora_A." in key for key in tensors):
+        tensors = convert_unet_state_dict_to_peft(tensors)
+    # Peft reads ranks and alphas onto a skeleton without storage; the tensors are these.
     skeleton.load_lora_adapter(
         tensors, metadata=metadata or None, adapter_name=_ADAPTER_NAME, low_cpu_mem_usage=True
     )
     for name, layer in skeleton.named_modules():
         if isinstance(layer, LoraLayer):
-            delta = _delta(layer, pipeline.transformer.get_submodule(name).weight.device)
-            _set_weight(pipeline, checkpoint, name, scale * delta)
+            device = pipeline.transformer.get_submodule(name).weight.device
+            down, up = (
+                tensors[f"{_PREFIX}{name}.lora_{side}.weight"].to(device, torch.float32)
+                for side in "AB"
+            )
+            delta = scale * layer.scaling[_ADAPTER_NAME] * (up @ down)
+            _set_weight(pipeline, checkpoint, name, delta)
 
 
 def fold_out(
@@ -90,14 +98,6 @@ def fold_out(
     for name in sorted({key.split(".lora_")[0] for key in _read_shapes(adapter.file)}):
         if not name.endswith(".alpha"):
             _set_weight(pipeline, checkpoint, name.removeprefix(_PREFIX), None)
-
-
-def _delta(layer: LoraLayer, device: torch.device) -> torch.Tensor:
-    """What the adapter adds to the layer's weights, in float32."""
-    down = layer.lora_A[_ADAPTER_NAME].weight.to(device, torch.float32)
-    up = layer.lora_B[_ADAPTER_NAME].weight.to(device, torch.float32)
-    delta: torch.Tensor = layer.scaling[_ADAPTER_NAME] * (up @ down)
-    return delta
 
 
 def _set_weight(
