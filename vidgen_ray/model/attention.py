@@ -5,6 +5,7 @@ tokens are rotated by nothing (cos 1, sin 0), so that norm, rotation and layout 
 chain that torch.compile makes one kernel of.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,6 +71,8 @@ def _problem(name: str, device: torch.device, dtype: Dtype) -> str | None:
 
 def attend(name: EffectiveAttention) -> Kernel:
     """The kernel `name`: query, key and value [batch, tokens, heads, head_dim] to the same."""
+    if name.startswith("flash3"):
+        importlib.import_module(_FLASH3)  # which registers the operator
     return {"native": _native, "cudnn": _cudnn, "flash3": _flash3, "flash3_fp8": _flash3_fp8}[name]
 
 
@@ -161,10 +164,8 @@ def quantize_heads(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _flash3_forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **scales: torch.Tensor
 ) -> torch.Tensor:
-    import fa3_fwd_interface  # type: ignore[import-not-found]  # optional, and for Linux on Hopper
-
     scale = query.shape[-1] ** -0.5
-    attended: torch.Tensor = fa3_fwd_interface._flash_attn_forward(
+    attended: torch.Tensor = torch.ops.fa3_fwd._flash_attn_forward(
         query, key, value, softmax_scale=scale, **scales
     )[0]
     return attended
