@@ -36,22 +36,22 @@ from vidgen_ray.model.compilation import compile_decoder
 from vidgen_ray.model.flops import count_flops, matrix_rate
 from vidgen_ray.model.quantization import Float8Linear, quantize_linears
 from vidgen_ray.model.untrained import ARCHITECTURES, make_checkpoint
-from vidgen_ray.schema import GenerationRequest, resolve_request
+from vidgen_ray.schema import BenchmarkRow, GenerationRequest, resolve_request
 
 Figures = dict[str, Any]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16
 
-# Each differs from one before it in one option, so that a column is that option's price.
+# Each differs from one before it in one option, which is that option's gain and price.
 LADDER: dict[str, dict[str, object]] = {
     "attention native": {"attention": "native"},
     "attention auto": {},
     "exact": {"compile": True},
-    "exact, VAE compiled": {"compile": True, "compile_vae": True},
     "fp8": {"compile": True, "linears": "fp8"},
     "fp8, attention too": {"compile": True, "linears": "fp8", "attention": "flash3_fp8"},
     "fast": {"compile": True, "linears": "fp8", "step_cache": 0.15},
+    "exact, VAE compiled": {"compile": True, "compile_vae": True},
 }
 PLACEMENTS: dict[str, dict[str, object]] = {
     "none, tiled": {"vae_tiling": True},
@@ -339,34 +339,45 @@ def _benchmark(
         overrides = {"profiles": ladder, "default_profile": next(iter(ladder))}
         overrides["model.dtype"] = dtype  # type: ignore[assignment]
         config, request, _ = _setup(arguments, Path(folder), overrides)
+        rows: list[Figures] = []
+
+        def on_row(row: BenchmarkRow) -> None:
+            """Say it and keep it now: the next one may run out of time."""
+            say(_line(row))
+            rows.append(row.model_dump(mode="json", exclude={"model"}))
+            path = Path(arguments.output) / f"{arguments.part}.json"
+            path.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+
+        wanted = arguments.profiles.split(",") if arguments.profiles else list(ladder)
         report, _ = run_benchmark(
             config,
             f"{arguments.architecture}, random weights, {arguments.num_steps} steps",
             request,
-            profiles=list(ladder),
+            profiles=[name for name in ladder if name in wanted],
             baseline=baseline,
             repeat=arguments.repeat,
-            say=say,
+            on_row=on_row,
         )
     stem = Path(arguments.output) / arguments.part
     stem.with_suffix(".csv").write_text(table(report))
     stem.with_suffix(".png").write_bytes(plot(report))
     stem.with_suffix(".html").write_text(page(report, f"{stem.name}.png", f"{stem.name}.csv"))
-    for row in report.rows:
-        if row.error:
-            say(f"{row.name}: {row.error}")
-            continue
-        difference = row.difference
-        psnr = difference.psnr_db if difference else None
-        say(
-            f"{row.name}: {row.seconds['total'].median:.2f} s, "
-            f"step {1e3 * row.seconds['denoise_s'].median / row.num_inference_steps:.0f} ms, "
-            f"{row.num_computed_steps} computed, speed-up {row.speedup or 0:.3f}, "
-            f"first clip {row.first_clip_s:.0f} s, "
-            f"VRAM {row.peak_vram_gb or 0:.1f} GB, FLOP use {row.utilisation or 0:.0%}, "
-            f"latents {difference.latents if difference else 0}, PSNR {psnr}"
-        )
     return report.model_dump(mode="json")
+
+
+def _line(row: BenchmarkRow) -> str:
+    if row.error:
+        return f"{row.name}: {row.error}"
+    step_ms = 1e3 * row.seconds["denoise_s"].median / row.num_inference_steps
+    words = [f"{row.name}: {row.seconds['total'].median:.2f} s", f"step {step_ms:.0f} ms"]
+    words += [f"decode {row.seconds['decode_s'].median:.2f} s"]
+    words += [f"{row.num_computed_steps} of {row.num_inference_steps} computed"]
+    words += [f"first clip {row.first_clip_s:.0f} s", f"VRAM {row.peak_vram_gb or 0:.1f} GB"]
+    words += [f"FLOP use {row.utilisation or 0:.0%}", f"{row.speedup or 0:.3f}x"]
+    if row.difference:
+        words.append(f"latents {row.difference.latents:.5f}, PSNR {row.difference.psnr_db}")
+        words.append(f"SSIM {row.difference.ssim:.4f}")
+    return ", ".join(words)
 
 
 def _setup(
@@ -438,6 +449,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--output", required=True)
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--size", choices=["full", "tiny"], default="full")
+    parser.add_argument("--profiles", help=f"of {', '.join([*LADDER, *PLACEMENTS])}; default all")
     parser.add_argument("--num-steps", type=int, default=6)
     parser.add_argument("--repeat", type=int, default=1, help="clips of each, after one to warm up")
     parser.add_argument("--limit-s", type=float, default=240, help="for each part")
@@ -472,6 +484,7 @@ def main() -> None:
         words = [sys.executable, __file__, "--part", part, "--output", arguments.output]
         words += ["--size", arguments.size, "--num-steps", str(arguments.num_steps)]
         words += ["--repeat", str(arguments.repeat)]
+        words += ["--profiles", arguments.profiles] if arguments.profiles else []
         begun = time.monotonic()
         try:
             code = subprocess.run(words, timeout=arguments.limit_s).returncode

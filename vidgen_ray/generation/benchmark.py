@@ -80,11 +80,12 @@ def run_benchmark(
     alternatives: Sequence[str] = (),
     repeat: int = 3,
     say: Say = lambda _: None,
+    on_row: Callable[[BenchmarkRow], None] = lambda _: None,
 ) -> tuple[BenchmarkReport, dict[str, Clip]]:
     """Measure `request` made plainly, by each profile, and by other pipelines; clips by name.
 
     A profile's own number of steps counts unless `config.pinned` says otherwise. A contestant that
-    fails keeps its row, with the error. Raises RequestError and ConfigError for bad input.
+    fails keeps its row, with the error; `on_row` hears of each at once. Raises RequestError and ConfigError for bad input.
     """
     checkpoint = open_checkpoint(config.model)
     checkpoint.check_request(request)
@@ -111,6 +112,7 @@ def run_benchmark(
         except VidgenError as error:
             say(f"{contestant.name}: {error}")
             rows.append(_row(contestant, error=str(error)))
+            on_row(rows[-1])
             continue
         if contestant.name.startswith(BASELINE):
             plain[contestant.dtype] = row, clip
@@ -120,6 +122,7 @@ def run_benchmark(
             row = _against(row, clip, *plain[contestant.dtype])
         rows.append(row)
         clips[row.name] = clip
+        on_row(row)
     report = BenchmarkReport(
         created_at=datetime.now(UTC),
         config=config_name,
@@ -227,6 +230,7 @@ def _measure(
         say(f"{contestant.name}: clip {number + 1} of {repeat} in {total:.2f} s")
     peak = peak_vram_gb(device)
     del make
+    torch.compiler.reset()  # each starts from what is on the disk
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -302,6 +302,8 @@ class Engine:
                 adapters.put_on(pipeline, worn.adapter, worn.lora.scale)
 
     def _unload(self) -> None:
+        if self._loaded and self._loaded.applied.compiled:
+            torch.compiler.reset()  # which holds on to the blocks, and counts them against a limit
         self._loaded = None
         gc.collect()
         if self.device.type == "cuda":

@@ -149,8 +149,9 @@ def _speedups(
 class Applied:
     """What `apply_options` made: the forward pass, and the cache of compiled code, if any."""
 
-    denoiser: Denoiser | None
-    compile_cache: CompileCache | None
+    denoiser: Denoiser | None = None
+    compiled: bool = False
+    compile_cache: CompileCache | None = None
 
 
 def apply_options(
@@ -174,8 +175,8 @@ def apply_options(
     if speedups is None:
         _place(pipeline, options.offload, device)
         if ranks is None:
-            return Applied(None, None)
-        return Applied(Denoiser(pipeline.transformer, "native", None, ranks), None)
+            return Applied()
+        return Applied(Denoiser(pipeline.transformer, "native", None, ranks))
     if isinstance(pipeline.scheduler, CogVideoXDPMScheduler):
         pipeline.scheduler = SyncFreeDPM.from_config(pipeline.scheduler.config)
     denoiser = Denoiser(pipeline.transformer, speedups.attention, speedups.step_cache, ranks)
@@ -184,7 +185,8 @@ def apply_options(
     quantize_linears(pipeline.transformer, speedups.linears)
     _place(pipeline, options.offload, device)
     cache = None
-    if speedups.compile or speedups.compile_vae:
+    compiled = speedups.compile or speedups.compile_vae
+    if compiled:
         if compile_cache:
             facts = [asdict(options), dict(pipeline.transformer.config), dict(pipeline.vae.config)]
             size = ranks.size if ranks else 1
@@ -194,7 +196,7 @@ def apply_options(
             compile_blocks(pipeline.transformer, whole=options.offload in {"none", "text"})
         if speedups.compile_vae:
             compile_decoder(pipeline.vae)
-    return Applied(denoiser, cache)
+    return Applied(denoiser, compiled, cache)
 
 
 def _place(
