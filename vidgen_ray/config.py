@@ -16,7 +16,9 @@ from vidgen_ray.errors import ConfigError
 
 Mode = Literal["baseline", "optimized"]
 Dtype = Literal["float16", "bfloat16", "float32"]
-Offload = Literal["auto", "none", "model", "sequential", "group"]
+Offload = Literal["auto", "none", "text", "model", "sequential", "group"]
+Attention = Literal["auto", "native", "cudnn", "flash3", "flash3_fp8"]
+Linears = Literal["exact", "fp8", "fp8_weights"]
 Scheduler = Literal["dpm", "ddim", "checkpoint"]
 
 
@@ -73,15 +75,28 @@ class ModelConfig(Section):
     offload: Offload = "auto"
     vae_tiling: bool | Literal["auto"] = "auto"
     cpu_threads: int | None = Field(None, ge=1)
+    gpus_per_clip: int = Field(1, ge=1, le=64)  # ranks that make one clip together
+    compile_cache: str | None = "~/.cache/vidgen_ray/compile"  # a folder that all nodes see
 
 
 class Profile(Section):
-    """Named options of `mode: optimized`. An option left out stays as in `model`."""
+    """Named, independent options of `mode: optimized`.
+
+    The first five stand in the place of those of `model` and of the request's default; left out,
+    these stay. `auto` means: the best that this machine has, recorded with the clip; what is named
+    and is not there is an error.
+    """
 
     num_inference_steps: int | None = Field(None, ge=1, le=1000)
+    dtype: Dtype | None = None
     scheduler: Scheduler | None = None
     offload: Offload | None = None
     vae_tiling: bool | Literal["auto"] | None = None
+    attention: Attention = "auto"  # auto never picks fp8, which changes the picture
+    compile: bool | Literal["auto"] = False  # the transformer's blocks; auto: on a GPU
+    compile_vae: bool | Literal["auto"] = False
+    linears: Linears = "exact"  # fp8_weights: stored in 8 bits, multiplied in dtype
+    step_cache: float | None = Field(None, gt=0, le=1)  # threshold: skip steps that change less
 
 
 class QualityConfig(Section):

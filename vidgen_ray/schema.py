@@ -153,6 +153,23 @@ class ImageRecord(Section):
     height: int
 
 
+class AccelerationRecord(Section):
+    """What a profile came to on the machine that made the clip.
+
+    `num_computed_steps` went through all blocks; the others took the step cache's word. `notes`
+    say where `auto` took less than the best. `ranks` made the clip together.
+    """
+
+    attention: str
+    compile: bool
+    compile_vae: bool
+    linears: str
+    step_cache: float | None
+    num_computed_steps: int
+    ranks: int = 1
+    notes: list[str] = []
+
+
 class ModelRecord(Section):
     """The weights that made the clip. `trained` is False for weights made for trying out."""
 
@@ -164,6 +181,7 @@ class ModelRecord(Section):
     offload: str
     vae_tiling: bool
     bf16_fallback: bool = False
+    acceleration: AccelerationRecord | None = None  # None: plain diffusers on one device
 
 
 class AdapterRecord(Section):
@@ -391,10 +409,73 @@ class Clip(Section):
         return self
 
 
+class Spread(Section):
+    """A quantity over the repeats of a benchmark."""
+
+    least: float
+    median: float
+    most: float
+
+
+class Difference(Section):
+    """How far a clip is from the baseline's with the same seed and dtype.
+
+    `latents` is the relative error |x - baseline| / |baseline| of the final latents. `psnr_db` is
+    None for frames that are equal; `ssim` is that of Wang et al. 2004, averaged over the frames.
+    """
+
+    latents: float | None
+    psnr_db: float | None
+    ssim: float
+
+
+class BenchmarkRow(Section):
+    """One way to make the clip, measured. `error` says why the rest is missing.
+
+    `seconds` has the stages of StageTimes without load, and `total`, their sum. `first_clip_s` is
+    from nothing loaded to the end of the first clip, with what is compiled on the way. `speedup` is
+    against the baseline in the same dtype and `utilisation` against the matrix rate of the run:
+    the operations of the steps that were computed, over the seconds of denoising.
+    """
+
+    name: str
+    dtype: Dtype
+    num_inference_steps: int
+    num_computed_steps: int | None = None
+    model: ModelRecord | None = None
+    seconds: dict[str, Spread] = {}
+    first_clip_s: float | None = None
+    clips_per_hour: float | None = None
+    speedup: float | None = None
+    peak_vram_gb: float | None = None
+    temporal_score: float | None = None
+    verdict: Verdict | None = None
+    difference: Difference | None = None
+    tflop: float | None = None
+    utilisation: float | None = None
+    error: str | None = None
+
+
+class BenchmarkReport(Section):
+    """One run of `vidgen benchmark`. The matrix rate is of dense products, by dtype."""
+
+    created_at: datetime
+    config: str
+    request: GenerationRequest
+    repeat: int
+    device: str
+    versions: dict[str, str]
+    matrix_tflop_per_s: dict[str, float]
+    rows: list[BenchmarkRow]
+    artifacts: list[str] = []
+
+
 class ProjectSummary(Section):
-    """`PROJECT_SUMMARY.json`: a snapshot of measured batches by name, and where to read on."""
+    """`PROJECT_SUMMARY.json`: a snapshot of measured batches and benchmarks by name, and where to
+    read on."""
 
     project: str
     version: str
     batches: dict[str, BatchSummary]
+    benchmarks: dict[str, BenchmarkReport] = {}
     documents: list[str]

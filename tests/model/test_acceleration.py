@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vidgen_ray.config import ModelConfig, Profile, load_config
-from vidgen_ray.model.acceleration import choose_options, requested_options
+from vidgen_ray.model.acceleration import _peak_bytes, choose_options, requested_options
 from vidgen_ray.model.checkpoint import Checkpoint
 
 FULL_SIZE = {"transformer": 5_570_283_072, "vae": 215_583_907, "text_encoder": 4_762_310_656}
@@ -32,8 +32,8 @@ def full_size(tmp_path: Path) -> Checkpoint:
         (140, "none", False),
         (42, "none", False),
         (32, "none", True),
-        (24, "model", False),
-        (16.5, "model", True),
+        (24, "text", True),
+        (16.3, "model", True),
         (12, "group", True),
         (2, "sequential", True),
     ],
@@ -62,7 +62,7 @@ def test_a_cpu_has_nothing_to_offload(full_size: Checkpoint) -> None:
 def test_a_profile_replaces_only_what_it_names() -> None:
     model = ModelConfig(offload="model", scheduler="ddim")
     assert requested_options(model, None) == model
-    assert requested_options(model, Profile(num_inference_steps=3)) == model
+    assert requested_options(model, Profile(num_inference_steps=3, linears="fp8")) == model
     changed = requested_options(model, Profile(scheduler="dpm"))
     assert changed == ModelConfig(offload="model", scheduler="dpm")
 
@@ -72,3 +72,11 @@ def test_the_shipped_low_memory_profile_fits_a_small_card(full_size: Checkpoint)
     model = requested_options(config.model, config.profiles["low_memory"])
     options = choose_options(model, full_size, torch.device("cuda"), NUM_PIXELS, int(12e9))
     assert (options.offload, options.vae_tiling) == ("group", True)
+
+
+def test_8_bit_linears_leave_room_for_the_text_encoder(full_size: Checkpoint) -> None:
+    needs = {
+        linears: _peak_bytes("bfloat16", full_size, NUM_PIXELS, "none", True, linears)
+        for linears in ("exact", "fp8")
+    }
+    assert 4e9 < needs["exact"] - needs["fp8"] < 5.6e9

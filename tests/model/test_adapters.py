@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXDPMScheduler, CogVideoXImageToVideoPipeline
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from vidgen_ray.config import Config, LoRA, load_config
+from vidgen_ray.config import Config, LoRA, ModelConfig, load_config
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.engine import Engine
-from vidgen_ray.model.adapters import WEIGHTS_NAME, open_adapter
+from vidgen_ray.model.adapters import WEIGHTS_NAME, fold_in, fold_out, open_adapter, put_on
+from vidgen_ray.model.checkpoint import load_pipeline, open_checkpoint
 from vidgen_ray.schema import GenerationRequest, resolve_request
 
 
@@ -108,3 +110,34 @@ def test_missing_and_broken_adapter_files_are_refused(
     text = tmp_path / "text.safetensors"
     text.write_text("not an adapter at all")
     refused(text, "is not a safetensors file")
+
+
+def test_folding_in_is_fusing_as_peft_does_and_folding_out_restores_every_bit(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(ModelConfig(checkpoint=str(tiny_folder)))
+    torch.manual_seed(1)
+    transformer = load_pipeline(checkpoint, "float32").transformer
+    lora = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["to_q", "to_out.0"], init_lora_weights=False
+    )
+    transformer.add_adapter(lora)
+    CogVideoXImageToVideoPipeline.save_lora_weights(
+        tmp_path,
+        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
+    )
+    adapter = open_adapter(LoRA(path=str(tmp_path)), checkpoint)
+    fused, folded = (load_pipeline(checkpoint, "float32") for _ in range(2))
+    plain = {key: tensor.clone() for key, tensor in folded.transformer.state_dict().items()}
+    put_on(fused, adapter, 0.7)
+    fused.fuse_lora(["transformer"])
+    fused.unload_lora_weights()
+    fold_in(folded, adapter, 0.7, checkpoint)
+    weights = folded.transformer.state_dict()
+    assert sum(not torch.equal(plain[key], weights[key]) for key in plain) == 4
+    for key, tensor in fused.transformer.state_dict().items():
+        torch.testing.assert_close(weights[key], tensor, atol=1e-5, rtol=1e-5)
+    fold_out(folded, adapter, checkpoint)
+    for key, tensor in folded.transformer.state_dict().items():
+        assert torch.equal(tensor, plain[key])

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vidgen_ray.cli.benchmark import benchmark, calibrate
 from vidgen_ray.cli.dataset import dataset_app
 from vidgen_ray.cli.options import (
     ConfigOption,
@@ -223,6 +224,8 @@ def key(
     print(f"{owner}: {digest}")
 
 
+app.command()(benchmark)
+app.command()(calibrate)
 app.add_typer(dataset_app, name="dataset")
 app.command()(encode)
 app.command()(train)

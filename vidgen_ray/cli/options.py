@@ -19,7 +19,7 @@ LoraOption = Annotated[str | None, typer.Option(help="LoRA adapter: a folder or 
 LoraScaleOption = Annotated[float, typer.Option(help="Weight of --lora.")]
 StepsOption = Annotated[int | None, typer.Option(help="Denoising steps; 28 is quicker than 50.")]
 OffloadOption = Annotated[
-    Literal["auto", "none", "model", "sequential", "group"] | None,
+    Literal["auto", "none", "text", "model", "sequential", "group"] | None,
     typer.Option(help="Keep weights in main memory; auto goes by the free VRAM."),
 ]
 SetOption = Annotated[

@@ -155,7 +155,10 @@ def _run_pass(
 def _dataset(todo: list[Attempt], run: Run) -> ray.data.Dataset:
     """The four stages. One row a block, so that a clip goes on as soon as it is made."""
     batch = run.config.batch
-    pool = pool_size(batch, len(todo))
+    num_ranks = run.config.model.gpus_per_clip
+    pool = pool_size(batch, len(todo), gpus_per_clip=num_ranks)
+    # Ranks reserve what they need by themselves, beside the worker that leads them.
+    leads = num_ranks > 1
     context = DataContext.get_current()
     context.wait_for_min_actors_s = int(batch.worker_start_timeout_s)
     context.execution_no_progress_timeout_s = 2 * max(batch.clip_timeout_s or 86_400, 900)
@@ -172,8 +175,8 @@ def _dataset(todo: list[Attempt], run: Run) -> ray.data.Dataset:
             compute=ActorPoolStrategy(
                 min_size=pool.least, initial_size=pool.initial, max_size=pool.most
             ),
-            num_cpus=batch.num_cpus_per_worker,
-            num_gpus=batch.num_gpus_per_worker or None,
+            num_cpus=0 if leads else batch.num_cpus_per_worker,
+            num_gpus=None if leads else batch.num_gpus_per_worker or None,
         )
         .map(score, fn_args=(run,), num_cpus=batch.num_cpus_per_score)
         .map(save, fn_args=(run,), num_cpus=batch.num_cpus_per_score)

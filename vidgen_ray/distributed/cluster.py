@@ -88,22 +88,27 @@ class PoolSize:
 
 
 def pool_size(
-    batch: BatchConfig | EncodingConfig, num_clips: int, section: str = "batch"
+    batch: BatchConfig | EncodingConfig,
+    num_clips: int,
+    section: str = "batch",
+    gpus_per_clip: int = 1,
 ) -> PoolSize:
     """Workers for `num_clips` on the cluster as it is now, and as `batch` lets it grow.
 
-    `section` is the name of `batch` in the configuration. Raises ConfigError where workers need
-    GPUs and a Ray of this machine alone has none.
+    A worker of several GPUs needs them on one node, which only its start can tell. `section` is the
+    name of `batch` in the configuration. Raises ConfigError where workers need GPUs and a Ray of
+    this machine alone has none.
     """
     resources = ray.cluster_resources()
     needs_gpu = batch.num_gpus_per_worker > 0
     if needs_gpu:
-        room = int(resources.get("GPU", 0) // batch.num_gpus_per_worker)
+        room = int(resources.get("GPU", 0) // (batch.num_gpus_per_worker * gpus_per_clip))
     else:
         room = int(resources.get("CPU", 1) // batch.num_cpus_per_worker)
     if needs_gpu and room == 0 and _ray_is_ours():
         raise ConfigError(
-            f"{section}.num_gpus_per_worker: {batch.num_gpus_per_worker:g}, but this machine has "
+            f"{section}.num_gpus_per_worker: {batch.num_gpus_per_worker:g} "
+            f"(model.gpus_per_clip: {gpus_per_clip}), but this machine has "
             f"{resources.get('GPU', 0):g} GPUs; use --config nano for the small model on the CPU, "
             "or name a cluster with --address"
         )

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from vidgen_ray.distributed.board import activity
+from vidgen_ray.distributed.ranks import RankGroup, open_engine
 from vidgen_ray.distributed.stages import Row, Run, guard
 from vidgen_ray.errors import VidgenError
 from vidgen_ray.generation import attempts
@@ -22,7 +23,7 @@ class Generate:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._engine: Engine | None = None
+        self._engine: Engine | RankGroup | None = None
 
     def __call__(self, row: Row) -> Row:
         """`frames` becomes uint8 [num_frames, height, width, 3]."""
@@ -31,7 +32,7 @@ class Generate:
     def _work(self, row: Row, record: GenerationRecord) -> tuple[Row, GenerationRecord]:
         assert record.image is not None
         if self._engine is None:
-            self._engine = Engine(self._run.config)
+            self._engine = open_engine(self._run.config)
         entry = activity(record.id, "generate")
 
         def on_step(step: int, num_steps: int) -> None:

@@ -9,6 +9,8 @@ from vidgen_ray.model.acceleration import requested_options
 from vidgen_ray.model.checkpoint import Checkpoint
 from vidgen_ray.schema import GenerationRequest
 
+_CHANGE_PIXELS = {"attention", "compile", "compile_vae", "linears", "step_cache"}
+
 
 def find_profile(request: GenerationRequest, config: Config) -> Profile | None:
     """The profile that an optimized request names, None for a baseline one."""
@@ -33,12 +35,14 @@ def hash_content(
     That is the request, the weights and every option that may change pixels. The image and the
     adapter count by their bytes, not by where they lie; offload only moves weights about.
     """
-    options = requested_options(config.model, find_profile(request, config))
+    profile = find_profile(request, config)
+    options = requested_options(config.model, profile)
     body = {
         "request": request.model_dump(mode="json", exclude={"image": True, "lora": {"path"}}),
         "image": image_sha256,
         "adapter": adapter_sha256,
         "model": checkpoint.fingerprint,
         "options": options.model_dump(include={"dtype", "scheduler", "vae_tiling"}),
+        "speedups": profile.model_dump(include=_CHANGE_PIXELS) if profile else {},
     }
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

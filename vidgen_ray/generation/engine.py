@@ -4,13 +4,13 @@ import gc
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from PIL import Image
 
-from vidgen_ray.config import Config, GenerationDefaults, LoRA, ModelConfig, Profile
+from vidgen_ray.config import Config, GenerationDefaults, LoRA, Profile
 from vidgen_ray.errors import (
     ClipCancelled,
     ClipTimeout,
@@ -23,10 +23,11 @@ from vidgen_ray.generation.stages import StageClock
 from vidgen_ray.image_io import ConditioningImage, read_image
 from vidgen_ray.model import adapters
 from vidgen_ray.model.acceleration import (
+    Applied,
     Options,
+    Speedups,
     apply_options,
     choose_options,
-    requested_options,
 )
 from vidgen_ray.model.adapters import Adapter
 from vidgen_ray.model.checkpoint import Checkpoint, Pipeline, load_pipeline, open_checkpoint
@@ -38,6 +39,7 @@ from vidgen_ray.model.device import (
     peak_vram_gb,
     reset_peak_vram,
 )
+from vidgen_ray.model.parallel import Ranks
 from vidgen_ray.model.positions import positions_for
 from vidgen_ray.schema import (
     AdapterRecord,
@@ -50,12 +52,19 @@ from vidgen_ray.schema import (
 OnStep = Callable[[int, int], None]
 Cancelled = Callable[[], bool]
 
+_PROMPTS_KEPT = 32  # embeddings of 4 MB at full size
+_NO_FRAMES = torch.empty(0, 0, 0, 3, dtype=torch.uint8)  # of a rank that leaves decoding to another
+
 
 @dataclass(frozen=True)
 class Generation:
-    """A video and the facts of its making. `peak_vram_gb` is in units of 1e9 bytes."""
+    """A video and the facts of its making. `peak_vram_gb` is in units of 1e9 bytes.
+
+    `latents` [1, F, C, h, w] are what was decoded, on the CPU.
+    """
 
     video: Video
+    latents: torch.Tensor
     image: ConditioningImage
     model: ModelRecord
     adapter: AdapterRecord | None
@@ -68,29 +77,33 @@ class Engine:
     """One model on one device. Calls from several threads wait for each other.
 
     A pipeline stays loaded between requests; a request whose options need another one (dtype,
-    scheduler, offload, tiling) reloads it, so that nothing of one clip reaches the next.
+    scheduler, offload, tiling, speed-ups) reloads it, so that nothing of one clip reaches the next.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, ranks: Ranks | None = None) -> None:
         """Find the checkpoint and the device; weights load with the first request, or `load`.
 
-        Raises ConfigError.
+        With `ranks`, every one of them must be given the same calls. Raises ConfigError.
         """
         self.config = config
         self.checkpoint: Checkpoint = open_checkpoint(config.model)
         self.device = choose_device(config.model.device)
+        self._ranks = ranks
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
-        self._choices: dict[tuple[ModelConfig, int], Options] = {}
+        self._choices: dict[tuple[Profile | None, int], Options] = {}
         if config.model.cpu_threads or self.device.type == "cpu":
             torch.set_num_threads(config.model.cpu_threads or num_cores())
 
     def load(self) -> float:
         """Load the weights that a plain request needs; seconds taken. Raises ConfigError."""
         defaults = self.config.generation
+        profile = None
+        if defaults.mode == "optimized":
+            profile = self.config.profiles.get(defaults.profile or self.config.default_profile)
         clock = StageClock(self.device)
         with self._lock:
-            self._ready(self._options_for(None, _num_pixels(defaults)), None, clock)
+            self._ready(self._options_for(profile, _num_pixels(defaults)), None, clock)
         return clock.seconds.get("load_s", 0.0)
 
     def generate(
@@ -125,33 +138,36 @@ class Engine:
         with self._lock:
             reset_peak_vram(self.device)
             options = self._options_for(profile, _num_pixels(request))
-            frames = self._attempt(clip, options, clock)
-            fell_back = frames is None and options.dtype == "float16"
+            made = self._attempt(clip, options, clock)
+            fell_back = made is None and options.dtype == "float16"
             if fell_back:
                 options = replace(options, dtype="bfloat16")
-                frames = self._attempt(clip, options, clock)
-            if frames is None:
+                made = self._attempt(clip, options, clock)
+            if made is None:
                 raise EngineError(
                     f"{request.id}: the model's output is not finite in {options.dtype}; "
                     "check the checkpoint and the adapter"
                 )
             return Generation(
-                video=Video(frames.numpy(), request.fps),
+                video=Video(made.frames.numpy(), request.fps),
+                latents=made.latents.cpu(),
                 image=image,
-                model=self._model_record(options, fell_back),
+                model=self._model_record(options, fell_back, made.num_computed_steps),
                 adapter=worn.record() if worn else None,
                 stages=StageTimes(**clock.seconds),
                 peak_vram_gb=peak_vram_gb(self.device),
                 device=describe_device(self.device),
             )
 
-    def _attempt(self, clip: "_Clip", options: Options, clock: StageClock) -> torch.Tensor | None:
-        """Frames as uint8 [F, H, W, 3] on the CPU; None when they are not finite."""
+    def _attempt(self, clip: "_Clip", options: Options, clock: StageClock) -> "_Made | None":
+        """What was made; None when it is not finite."""
         try:
             pipeline = self._ready(options, clip.worn, clock)
             try:
                 with torch.no_grad():
-                    return self._run(pipeline, clip, clock)
+                    made = self._run(pipeline, clip, clock)
+                self._keep_compiled()
+                return made
             finally:
                 # Offloaded parts go back and step caches are emptied, whatever ended the clip.
                 pipeline.maybe_free_model_hooks()
@@ -167,16 +183,15 @@ class Engine:
         self._unload()
         raise OutOfMemory(advice)
 
-    def _run(self, pipeline: Pipeline, clip: "_Clip", clock: StageClock) -> torch.Tensor | None:
+    def _run(self, pipeline: Pipeline, clip: "_Clip", clock: StageClock) -> "_Made | None":
         request, watch = clip.request, clip.watch
+        assert self._loaded is not None
+        denoiser = self._loaded.applied.denoiser
+        if denoiser:
+            denoiser.begin()
         watch.check()
         with clock.stage("text_s"):
-            prompt_embeds, negative_prompt_embeds = pipeline.encode_prompt(
-                request.prompt,
-                request.negative_prompt,
-                do_classifier_free_guidance=request.guidance_scale > 1.0,
-                device=pipeline._execution_device,
-            )
+            prompt_embeds, negative_prompt_embeds = self._encode(pipeline, request)
 
         def after_step(_pipeline: Pipeline, step: int, _t: Any, tensors: dict[str, Any]) -> Any:
             watch.step(step + 1, request.num_inference_steps)
@@ -203,17 +218,50 @@ class Engine:
         if not torch.isfinite(latents).all():
             return None
         watch.check()
+        num_computed = denoiser.num_computed if denoiser else request.num_inference_steps
         with clock.stage("decode_s"):
-            video = pipeline.decode_latents(latents)
-            return _to_uint8(video) if torch.isfinite(video).all() else None
+            video = None
+            if self._ranks is None or self._ranks.rank == 0 or self._loaded.options.vae_tiling:
+                video = pipeline.decode_latents(latents)
+            wrong = video is not None and not bool(torch.isfinite(video).all())
+            if self._ranks.any(wrong) if self._ranks else wrong:
+                return None
+            frames = _NO_FRAMES if video is None else _to_uint8(video)
+            return _Made(frames, latents, num_computed)
+
+    def _encode(
+        self, pipeline: Pipeline, request: GenerationRequest
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeddings of the prompts; those of the last ones are kept."""
+        assert self._loaded is not None
+        kept = self._loaded.prompts
+        key = (request.prompt, request.negative_prompt, request.guidance_scale > 1.0)
+        if key not in kept:
+            if len(kept) >= _PROMPTS_KEPT:
+                kept.pop(next(iter(kept)))
+            kept[key] = pipeline.encode_prompt(
+                request.prompt,
+                request.negative_prompt,
+                do_classifier_free_guidance=request.guidance_scale > 1.0,
+                device=pipeline._execution_device,
+            )
+        return kept[key]
+
+    def _keep_compiled(self) -> None:
+        """Save what was compiled, once a clip has run through all of it."""
+        assert self._loaded is not None
+        cache = self._loaded.applied.compile_cache
+        if cache and (self._ranks is None or self._ranks.rank == 0):
+            cache.save()
 
     def _options_for(self, profile: Profile | None, num_pixels: int) -> Options:
-        model = requested_options(self.config.model, profile)
-        key = (model, num_pixels)
+        key = (profile, num_pixels)
         if key not in self._choices:
             if self.device.type == "cuda":
                 self._unload()  # what is loaded would count as memory that is taken
-            self._choices[key] = choose_options(model, self.checkpoint, self.device, num_pixels)
+            self._choices[key] = choose_options(
+                self.config.model, self.checkpoint, self.device, num_pixels, profile=profile
+            )
         return self._choices[key]
 
     def _ready(self, options: Options, worn: "Worn | None", clock: StageClock) -> Pipeline:
@@ -223,27 +271,50 @@ class Engine:
             with clock.stage("load_s"):
                 hashing = threading.Thread(target=lambda: self.checkpoint.fingerprint)
                 hashing.start()
-                pipeline = load_pipeline(self.checkpoint, options.dtype)
-                apply_options(pipeline, options, self.device)
-                self._loaded = _Loaded(options, pipeline)
+                pipeline = load_pipeline(self.checkpoint, options.dtype, self.device)
+                applied = apply_options(
+                    pipeline,
+                    options,
+                    self.device,
+                    compile_cache=self.config.model.compile_cache,
+                    ranks=self._ranks,
+                )
+                self._loaded = _Loaded(options, pipeline, applied)
                 hashing.join()
         if self._loaded.worn != worn:
             loaded, self._loaded = self._loaded, None  # a half-changed pipeline is never used again
-            if loaded.worn:
-                adapters.take_off(loaded.pipeline)
-            if worn:
-                adapters.put_on(loaded.pipeline, worn.adapter, worn.lora.scale)
+            self._change(loaded, worn)
             self._loaded = replace(loaded, worn=worn)
         return self._loaded.pipeline
 
+    def _change(self, loaded: "_Loaded", worn: "Worn | None") -> None:
+        """Take off the adapter that is worn, and put on another."""
+        pipeline, folds = loaded.pipeline, loaded.options.folds_adapters
+        if loaded.worn:
+            if folds:
+                adapters.fold_out(pipeline, loaded.worn.adapter, self.checkpoint)
+            else:
+                adapters.take_off(pipeline)
+        if worn:
+            if folds:
+                adapters.fold_in(pipeline, worn.adapter, worn.lora.scale, self.checkpoint)
+            else:
+                adapters.put_on(pipeline, worn.adapter, worn.lora.scale)
+
     def _unload(self) -> None:
+        if self._loaded and self._loaded.applied.compiled:
+            torch.compiler.reset()  # which holds on to the blocks, and counts them against a limit
         self._loaded = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _model_record(self, options: Options, fell_back: bool) -> ModelRecord:
+    def _model_record(
+        self, options: Options, fell_back: bool, num_computed_steps: int
+    ) -> ModelRecord:
         assert self._loaded is not None
+        speedups = options.speedups or (Speedups() if self._ranks else None)
+        num_ranks = self._ranks.size if self._ranks else 1
         return ModelRecord(
             checkpoint=self.checkpoint.source,
             fingerprint=self.checkpoint.fingerprint,
@@ -253,6 +324,7 @@ class Engine:
             offload=options.offload,
             vae_tiling=options.vae_tiling,
             bf16_fallback=fell_back,
+            acceleration=speedups.record(num_computed_steps, num_ranks) if speedups else None,
         )
 
 
@@ -271,7 +343,21 @@ class Worn:
 class _Loaded:
     options: Options
     pipeline: Pipeline
+    applied: Applied
     worn: Worn | None = None
+    prompts: dict[tuple[str, str, bool], tuple[torch.Tensor, torch.Tensor | None]] = field(
+        default_factory=dict
+    )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Frames as uint8 [F, H, W, 3] on the CPU, the latents they came from, and the steps that were
+    computed in full."""
+
+    frames: torch.Tensor
+    latents: torch.Tensor
+    num_computed_steps: int
 
 
 @dataclass(frozen=True)

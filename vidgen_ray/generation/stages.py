@@ -1,8 +1,8 @@
 """Wall-clock seconds of each stage of a clip, with the device's queue drained at its borders."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -47,6 +47,15 @@ class StageClock:
             yield
         finally:
             delattr(owner, method)
+
+    @contextmanager
+    def stages_of(self, owner: Any, names: Mapping[str, str]) -> Iterator[None]:
+        """`stage_of` for every method of `names` that the owner has."""
+        with ExitStack() as stack:
+            for method, name in names.items():
+                if hasattr(owner, method):
+                    stack.enter_context(self.stage_of(owner, method, name))
+            yield
 
     def _add(self, name: str, elapsed: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + elapsed

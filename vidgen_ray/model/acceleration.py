@@ -1,10 +1,11 @@
-"""The options of a loaded pipeline: scheduler, offload, VAE tiling. Each is named and independent.
+"""The options of a loaded pipeline, each named and independent: which are chosen, and put to work.
 
 Which of them are on is data (`Options`), chosen once per load, and recorded with each clip.
 """
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -14,37 +15,78 @@ from diffusers import (
     CogVideoXDPMScheduler,
     CogVideoXImageToVideoPipeline,
 )
+from diffusers.hooks import apply_group_offloading
 
-from vidgen_ray.config import Dtype, ModelConfig, Profile, Scheduler
+from vidgen_ray.config import Dtype, Linears, ModelConfig, Profile, Scheduler
+from vidgen_ray.errors import ConfigError
+from vidgen_ray.model.attention import EffectiveAttention, choose_attention
 from vidgen_ray.model.checkpoint import Checkpoint
+from vidgen_ray.model.compilation import CompileCache, compile_blocks, compile_decoder
+from vidgen_ray.model.denoiser import Denoiser
+from vidgen_ray.model.parallel import Ranks
+from vidgen_ray.model.quantization import quantize_linears
+from vidgen_ray.model.solver import SyncFreeDPM
+from vidgen_ray.model.tiles import share_tiles
+from vidgen_ray.schema import AccelerationRecord
 
-EffectiveOffload = Literal["none", "model", "sequential", "group"]
+EffectiveOffload = Literal["none", "text", "model", "sequential", "group"]
 
 # Working memory in bytes a pixel of the clip at 16 bits, beside the weights: measured at full size
 # (docs/benchmarks.md). Denoising and tiled decoding take about as much, decoding whole the most.
 _WORK_BYTES = 250
 _WHOLE_DECODE_BYTES = 950
 _MARGIN = 1.05
+# Of the transformer's parameters, those that stay in 16 bits beside 8-bit linears: norms mostly.
+_EXACT_SHARE = 0.15
 # transformers keeps a fifth of T5 in float32 where the rest is in float16.
 _T5_FP16_FACTOR = 1.21
 
 
 @dataclass(frozen=True)
+class Speedups:
+    """The options that a baseline clip goes without. `notes` say what `auto` had to do without."""
+
+    attention: EffectiveAttention = "native"
+    compile: bool = False
+    compile_vae: bool = False
+    linears: Linears = "exact"
+    step_cache: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def record(self, num_computed_steps: int, ranks: int) -> AccelerationRecord:
+        return AccelerationRecord(
+            **{**asdict(self), "notes": list(self.notes)},
+            num_computed_steps=num_computed_steps,
+            ranks=ranks,
+        )
+
+
+@dataclass(frozen=True)
 class Options:
-    """What a pipeline is loaded with. Two requests with equal options share one pipeline."""
+    """What a pipeline is loaded with. Two requests with equal options share one pipeline.
+
+    `speedups` None is plain diffusers.
+    """
 
     dtype: Dtype
     scheduler: Scheduler
     offload: EffectiveOffload
     vae_tiling: bool
+    speedups: Speedups | None = None
+
+    @property
+    def folds_adapters(self) -> bool:
+        """Whether adapters go into the weights, which neither compiles again nor costs a step."""
+        speedups = self.speedups
+        return speedups is not None and (speedups.compile or speedups.linears != "exact")
 
 
 def requested_options(model: ModelConfig, profile: Profile | None) -> ModelConfig:
     """`model` with the options that `profile` names put in the place of its own."""
     if profile is None:
         return model
-    named = profile.model_dump(exclude_none=True, exclude={"num_inference_steps"})
-    return model.model_copy(update=named)
+    shared = {"dtype", "scheduler", "offload", "vae_tiling"}
+    return model.model_copy(update=profile.model_dump(exclude_none=True, include=shared))
 
 
 def choose_options(
@@ -53,40 +95,138 @@ def choose_options(
     device: torch.device,
     num_pixels: int,
     free_bytes: int | None = None,
+    profile: Profile | None = None,
 ) -> Options:
-    """Settle every `auto` of `model` for clips of `num_pixels` (frames x height x width).
+    """Settle every `auto` of `model` under `profile`, for clips of `num_pixels` (frames x height x
+    width).
 
     The fastest placement that fits `free_bytes` of VRAM wins (default: what the device has free).
+    Raises ConfigError for what was named and cannot be had.
     """
+    model = requested_options(model, profile)
     if device.type != "cuda":
-        return Options(model.dtype, model.scheduler, "none", model.vae_tiling is True)
-    if free_bytes is None:
-        free_bytes, _ = torch.cuda.mem_get_info(device)
-    offload, vae_tiling = _placement(model, checkpoint, num_pixels, free_bytes)
-    return Options(model.dtype, model.scheduler, offload, vae_tiling)
+        placement: tuple[EffectiveOffload, bool] = ("none", model.vae_tiling is True)
+    else:
+        if free_bytes is None:
+            free_bytes, _ = torch.cuda.mem_get_info(device)
+        linears = profile.linears if profile else "exact"
+        placement = _placement(model, checkpoint, num_pixels, free_bytes, linears)
+    speedups = _speedups(model, profile, device, placement[0]) if profile else None
+    return Options(model.dtype, model.scheduler, *placement, speedups)
+
+
+def _speedups(
+    model: ModelConfig, profile: Profile, device: torch.device, offload: EffectiveOffload
+) -> Speedups:
+    moves_weights = offload in {"model", "sequential", "group"}
+    if offload == "sequential" and (profile.compile is True or profile.linears != "exact"):
+        raise ConfigError(
+            "offload: sequential goes with neither compile nor 8-bit linears; use group instead"
+        )
+    if profile.linears == "fp8" and device.type == "cuda":
+        if torch.cuda.get_device_capability(device) < (8, 9):
+            raise ConfigError(
+                "linears: fp8 needs an NVIDIA GPU of compute capability 8.9 or newer (Ada, "
+                "Hopper); use fp8_weights, which saves memory alone, or exact"
+            )
+        if model.dtype == "float16":
+            raise ConfigError("linears: fp8 gives bfloat16, got dtype float16; set dtype: bfloat16")
+    attention, note = choose_attention(profile.attention, device, model.dtype)
+
+    def settle(wanted: bool | Literal["auto"]) -> bool:
+        return device.type == "cuda" and not moves_weights if wanted == "auto" else wanted
+
+    return Speedups(
+        attention,
+        settle(profile.compile),
+        settle(profile.compile_vae),
+        profile.linears,
+        profile.step_cache,
+        (note,) if note else (),
+    )
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What `apply_options` made: the forward pass, and the cache of compiled code, if any."""
+
+    denoiser: Denoiser | None = None
+    compiled: bool = False
+    compile_cache: CompileCache | None = None
 
 
 def apply_options(
-    pipeline: CogVideoXImageToVideoPipeline, options: Options, device: torch.device
-) -> None:
-    """Give a freshly loaded pipeline its scheduler, its tiling and its place."""
+    pipeline: CogVideoXImageToVideoPipeline,
+    options: Options,
+    device: torch.device,
+    *,
+    compile_cache: str | None = None,
+    ranks: Ranks | None = None,
+) -> Applied:
+    """Give a freshly loaded pipeline its scheduler, its speed-ups, its tiling and its place.
+
+    `compile_cache` is the folder to keep compiled code in. With `ranks` it works on its share.
+    """
     pipeline.scheduler = make_scheduler(pipeline, options.scheduler)
+    speedups = options.speedups
     if options.vae_tiling:
         enable_tiling(pipeline.vae)
-    match options.offload:
+        if ranks:
+            share_tiles(pipeline.vae, ranks)
+    if speedups is None:
+        _place(pipeline, options.offload, device)
+        if ranks is None:
+            return Applied()
+        return Applied(Denoiser(pipeline.transformer, "native", None, ranks))
+    if isinstance(pipeline.scheduler, CogVideoXDPMScheduler):
+        pipeline.scheduler = SyncFreeDPM.from_config(pipeline.scheduler.config)
+    denoiser = Denoiser(pipeline.transformer, speedups.attention, speedups.step_cache, ranks)
+    if options.offload in {"none", "text"}:
+        pipeline.transformer.to(device)  # there quantising takes a second
+    quantize_linears(pipeline.transformer, speedups.linears)
+    _place(pipeline, options.offload, device)
+    cache = None
+    compiled = speedups.compile or speedups.compile_vae
+    if compiled:
+        if compile_cache:
+            facts = [asdict(options), dict(pipeline.transformer.config), dict(pipeline.vae.config)]
+            size = ranks.size if ranks else 1
+            cache = CompileCache(compile_cache, device, json.dumps([facts, size], default=str))
+            cache.load()
+        if speedups.compile:
+            compile_blocks(pipeline.transformer, whole=options.offload in {"none", "text"})
+        if speedups.compile_vae:
+            compile_decoder(pipeline.vae)
+    return Applied(denoiser, compiled, cache)
+
+
+def _place(
+    pipeline: CogVideoXImageToVideoPipeline, offload: EffectiveOffload, device: torch.device
+) -> None:
+    streamed = {
+        "onload_device": device,
+        "offload_type": "leaf_level",
+        "use_stream": True,
+        "low_cpu_mem_usage": True,
+    }
+    if offload in {"model", "sequential", "group"}:
+        pipeline.to("cpu")  # weights that were made on the device
+    match offload:
         case "none":
             pipeline.to(device)
+        case "text":
+            pipeline.text_encoder.to("cpu")
+            pipeline.transformer.to(device)
+            pipeline.vae.to(device)
+            apply_group_offloading(
+                pipeline.text_encoder, offload_device=torch.device("cpu"), **streamed
+            )
         case "model":
             pipeline.enable_model_cpu_offload(device=device)
         case "sequential":
             pipeline.enable_sequential_cpu_offload(device=device)
         case "group":
-            pipeline.enable_group_offload(
-                onload_device=device,
-                offload_type="leaf_level",
-                use_stream=True,
-                low_cpu_mem_usage=True,
-            )
+            pipeline.enable_group_offload(**streamed)
 
 
 def make_scheduler(
@@ -116,16 +256,20 @@ def enable_tiling(vae: AutoencoderKLCogVideoX) -> None:
 
 
 def _placement(
-    model: ModelConfig, checkpoint: Checkpoint, num_pixels: int, free_bytes: int
+    model: ModelConfig,
+    checkpoint: Checkpoint,
+    num_pixels: int,
+    free_bytes: int,
+    linears: Linears = "exact",
 ) -> tuple[EffectiveOffload, bool]:
     """The first offload and tiling, from fast to small, whose estimated peak fits."""
-    offloads: list[EffectiveOffload] = ["none", "model", "group", "sequential"]
+    offloads: list[EffectiveOffload] = ["none", "text", "model", "group", "sequential"]
     if model.offload != "auto":
         offloads = [model.offload]
     tilings = [False, True] if model.vae_tiling == "auto" else [model.vae_tiling]
     choices = [(offload, vae_tiling) for offload in offloads for vae_tiling in tilings]
     for offload, vae_tiling in choices:
-        peak = _peak_bytes(model.dtype, checkpoint, num_pixels, offload, vae_tiling)
+        peak = _peak_bytes(model.dtype, checkpoint, num_pixels, offload, vae_tiling, linears)
         if _MARGIN * peak <= free_bytes:
             return offload, vae_tiling
     return choices[-1]
@@ -137,14 +281,19 @@ def _peak_bytes(
     num_pixels: int,
     offload: EffectiveOffload,
     vae_tiling: bool,
+    linears: Linears,
 ) -> float:
     num_bytes = torch.finfo(getattr(torch, dtype)).bits // 8
-    weights = {part: count * num_bytes for part, count in checkpoint.num_parameters.items()}
+    weights = {part: float(count * num_bytes) for part, count in checkpoint.num_parameters.items()}
+    if linears != "exact":
+        weights["transformer"] *= _EXACT_SHARE + (1 - _EXACT_SHARE) / num_bytes
     text_encoder = weights["text_encoder"] * (_T5_FP16_FACTOR if dtype == "float16" else 1)
     denoising = _WORK_BYTES * num_pixels * num_bytes / 2
     decoding = denoising if vae_tiling else _WHOLE_DECODE_BYTES * num_pixels * num_bytes / 2
     if offload == "none":
         return weights["transformer"] + weights["vae"] + text_encoder + max(denoising, decoding)
+    if offload == "text":
+        return weights["transformer"] + weights["vae"] + max(denoising, decoding)
     if offload == "model":
         return max(text_encoder, weights["transformer"] + denoising, weights["vae"] + decoding)
     return weights["vae"] + max(denoising, decoding)

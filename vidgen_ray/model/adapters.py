@@ -1,4 +1,4 @@
-"""LoRA adapters: checked against the model before any step runs, put on, taken off."""
+"""LoRA adapters: checked against the model before any step runs, put on or folded in, and off."""
 
 import json
 import struct
@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
+from diffusers.utils import convert_unet_state_dict_to_peft
+from peft.tuners.lora import LoraLayer
 
 from vidgen_ray.config import LoRA
 from vidgen_ray.errors import RequestError
 from vidgen_ray.model.checkpoint import Checkpoint, hash_file
+from vidgen_ray.model.quantization import Float8Linear
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 
@@ -57,6 +60,61 @@ def put_on(pipeline: CogVideoXImageToVideoPipeline, adapter: Adapter, scale: flo
 def take_off(pipeline: CogVideoXImageToVideoPipeline) -> None:
     """Remove every adapter; the weights are then the checkpoint's own, bit for bit."""
     pipeline.unload_lora_weights()
+
+
+def fold_in(
+    pipeline: CogVideoXImageToVideoPipeline, adapter: Adapter, scale: float, checkpoint: Checkpoint
+) -> None:
+    """Add the adapter to the weights themselves, which must be the checkpoint's own.
+
+    Modules stay what they are, so that nothing is compiled again; 8-bit layers are rounded once,
+    after the sum. Peft says what the adapter adds.
+    """
+    bare = skeleton(checkpoint)
+    tensors, metadata = CogVideoXImageToVideoPipeline.lora_state_dict(
+        str(adapter.file.parent), weight_name=adapter.file.name, return_lora_metadata=True
+    )
+    if not any(".lora_A." in key for key in tensors):
+        tensors = convert_unet_state_dict_to_peft(tensors)
+    # Peft reads ranks and alphas onto a skeleton without storage; the tensors are these.
+    bare.load_lora_adapter(
+        tensors, metadata=metadata or None, adapter_name=_ADAPTER_NAME, low_cpu_mem_usage=True
+    )
+    for name, layer in bare.named_modules():
+        if isinstance(layer, LoraLayer):
+            device = pipeline.transformer.get_submodule(name).weight.device
+            down, up = (
+                tensors[f"{_PREFIX}{name}.lora_{side}.weight"].to(device, torch.float32)
+                for side in "AB"
+            )
+            delta = scale * layer.scaling[_ADAPTER_NAME] * (up @ down)
+            _set_weight(pipeline, checkpoint, name, delta)
+
+
+def fold_out(
+    pipeline: CogVideoXImageToVideoPipeline, adapter: Adapter, checkpoint: Checkpoint
+) -> None:
+    """Put the checkpoint's own weights back where `fold_in` added; they are then the same bits."""
+    for name in sorted({key.split(".lora_")[0] for key in _read_shapes(adapter.file)}):
+        if not name.endswith(".alpha"):
+            _set_weight(pipeline, checkpoint, name.removeprefix(_PREFIX), None)
+
+
+def _set_weight(
+    pipeline: CogVideoXImageToVideoPipeline,
+    checkpoint: Checkpoint,
+    name: str,
+    delta: torch.Tensor | None,
+) -> None:
+    module = pipeline.transformer.get_submodule(name)
+    dtype = pipeline.transformer.dtype if isinstance(module, Float8Linear) else module.weight.dtype
+    weight = checkpoint.read_weight("transformer", f"{name}.weight").to(module.weight.device, dtype)
+    if delta is not None:
+        weight = (weight.float() + delta).to(dtype)
+    if isinstance(module, Float8Linear):
+        module.set_weight(weight)
+    else:
+        module.weight.data.copy_(weight)
 
 
 def _find(path: Path) -> Path:

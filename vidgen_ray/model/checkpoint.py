@@ -16,16 +16,22 @@ import transformers
 from diffusers import CogVideoXImageToVideoPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from vidgen_ray.config import Dtype, ModelConfig
 from vidgen_ray.errors import ConfigError, RequestError
-from vidgen_ray.model.untrained import CARD_NAME
+from vidgen_ray.model.untrained import (
+    CARD_NAME,
+    MADE_ON_LOAD,
+    PARTS,
+    count_parameters,
+    make_weights,
+)
 from vidgen_ray.schema import GenerationRequest
 
 EMBEDDED_FOLDER = Path(__file__).parent / "nano"
 Pipeline = CogVideoXImageToVideoPipeline
-PARTS = ("transformer", "vae", "text_encoder")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SPATIAL_STRIDE = 8
@@ -48,6 +54,7 @@ class Checkpoint:
     width: int
     trained: bool
     hub_commit: str | None
+    made_on_load: bool = False
 
     @cached_property
     def fingerprint(self) -> str:
@@ -65,7 +72,21 @@ class Checkpoint:
     @cached_property
     def num_parameters(self) -> dict[str, int]:
         """Parameters of each part, read from the headers of its safetensors files."""
+        if self.made_on_load:
+            return count_parameters(self.folder)
         return {part: _count_parameters(self.folder / part) for part in PARTS}
+
+    def read_weight(self, part: str, name: str) -> torch.Tensor:
+        """One tensor of a part's safetensors files. Raises ConfigError."""
+        for path in sorted((self.folder / part).glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                if name in file.keys():  # noqa: SIM118 (not a mapping)
+                    tensor: torch.Tensor = file.get_tensor(name)
+                    return tensor
+        raise ConfigError(
+            f"model.checkpoint: {self.folder / part} holds no {name}; "
+            "name a checkpoint with weights"
+        )
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -124,20 +145,32 @@ def open_checkpoint(model: ModelConfig, *, weights: bool = True) -> Checkpoint:
             "name an image-to-video CogVideoX checkpoint"
         )
     transformer = _read_json(folder / "transformer" / "config.json")
-    card = folder / CARD_NAME
+    card = _read_json(folder / CARD_NAME) if (folder / CARD_NAME).is_file() else {}
     return Checkpoint(
         source=model.checkpoint,
         folder=folder,
         num_frames=transformer["sample_frames"],
         height=transformer["sample_height"] * _SPATIAL_STRIDE,
         width=transformer["sample_width"] * _SPATIAL_STRIDE,
-        trained=_read_json(card).get("trained", True) if card.is_file() else True,
+        trained=card.get("trained", True),
         hub_commit=commit,
+        made_on_load=card.get("weights") == MADE_ON_LOAD,
     )
 
 
-def load_pipeline(checkpoint: Checkpoint, dtype: Dtype) -> CogVideoXImageToVideoPipeline:
-    """The checkpoint as a diffusers pipeline on the CPU, in `dtype`. Raises ConfigError."""
+def load_pipeline(
+    checkpoint: Checkpoint, dtype: Dtype, device: torch.device | None = None
+) -> CogVideoXImageToVideoPipeline:
+    """The checkpoint as a diffusers pipeline on the CPU, in `dtype`. Raises ConfigError.
+
+    One whose weights are made on loading (`make_checkpoint(weights=False)`) is made on `device`.
+    """
+    if checkpoint.made_on_load:
+        pipeline = make_weights(
+            checkpoint.folder, dtype=getattr(torch, dtype), device=str(device or "cpu")
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
     try:
         pipeline = CogVideoXImageToVideoPipeline.from_pretrained(
             checkpoint.folder, dtype=getattr(torch, dtype), local_files_only=True
@@ -157,6 +190,8 @@ def is_cached(model: ModelConfig) -> bool:
         folder, _ = _locate(model, weights=True, local_files_only=True)
     except ConfigError:
         return False
+    if open_checkpoint(model, weights=False).made_on_load:
+        return True
     return all(any((folder / part).glob("*.safetensors")) for part in PARTS)
 
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from safetensors import safe_open
 from torch.nn import functional
 
 from vidgen_ray.model.checkpoint import Checkpoint
@@ -32,7 +31,13 @@ def positions_for(
     if (num_frames, height, width) == trained or not embed.use_learned_positional_embeddings:
         yield
         return
-    table = _resample(_read_table(checkpoint), transformer, num_frames, height // 16, width // 16)
+    table = _resample(
+        checkpoint.read_weight("transformer", _TABLE),
+        transformer,
+        num_frames,
+        height // 16,
+        width // 16,
+    )
 
     def resampled(*_shape: int, device: torch.device) -> torch.Tensor:
         return table.to(device)
@@ -47,15 +52,6 @@ def positions_for(
         embed.use_positional_embeddings = was_fixed
         embed.use_learned_positional_embeddings = True
         del embed._get_positional_embeddings
-
-
-def _read_table(checkpoint: Checkpoint) -> torch.Tensor:
-    for path in sorted((checkpoint.folder / "transformer").glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            if _TABLE in file.keys():  # noqa: SIM118 (not a mapping)
-                table: torch.Tensor = file.get_tensor(_TABLE)
-                return table
-    raise KeyError(_TABLE)
 
 
 def _resample(

@@ -22,6 +22,8 @@ from diffusers import (
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 CARD_NAME = "vidgen.json"
+MADE_ON_LOAD = "made on load"
+PARTS = ("transformer", "vae", "text_encoder")
 
 _MAX_TEXT_TOKENS = 226
 SCHEDULE = {
@@ -142,13 +144,50 @@ def make_checkpoint(
     dtype: torch.dtype = torch.float16,
     device: str = "cpu",
     max_shard_size: str = "5GB",
+    weights: bool = True,
 ) -> None:
     """Write the architecture `name` to `folder` in the form that diffusers loads.
 
     The same name, seed, dtype and device give the same bytes on the same versions. The learned
     positions are made here too, since diffusers would leave them sinusoidal. A card in the folder
-    says that the weights are untrained.
+    says that the weights are untrained. `weights=False` leaves them out: `load_pipeline` then makes
+    them on the device that they are for, which spares a full-size model its 21 GB of files.
     """
+    card = {"name": f"{name}-untrained", "trained": False, "seed": seed}
+    if weights:
+        pipeline = _make_pipeline(name, seed, dtype, device)
+        pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
+    else:
+        pipeline = _make_pipeline(name, seed, dtype, "meta")
+        folder.mkdir(parents=True, exist_ok=True)
+        pipeline.save_config(folder)
+        pipeline.tokenizer.save_pretrained(folder / "tokenizer")
+        pipeline.scheduler.save_pretrained(folder / "scheduler")
+        pipeline.transformer.save_config(folder / "transformer")
+        pipeline.vae.save_config(folder / "vae")
+        pipeline.text_encoder.config.save_pretrained(folder / "text_encoder")
+        card = {**card, "architecture": name, "weights": MADE_ON_LOAD}
+    (folder / CARD_NAME).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def make_weights(folder: Path, *, dtype: torch.dtype, device: str) -> CogVideoXImageToVideoPipeline:
+    """The pipeline of a folder that was written without weights, which are made on `device`."""
+    card = json.loads((folder / CARD_NAME).read_text())
+    return _make_pipeline(card["architecture"], card["seed"], dtype, device)
+
+
+def count_parameters(folder: Path) -> dict[str, int]:
+    """Parameters of each part of such a folder."""
+    pipeline = make_weights(folder, dtype=torch.float16, device="meta")
+    return {
+        part: sum(parameter.numel() for parameter in getattr(pipeline, part).parameters())
+        for part in PARTS
+    }
+
+
+def _make_pipeline(
+    name: str, seed: int, dtype: torch.dtype, device: str
+) -> CogVideoXImageToVideoPipeline:
     architecture = ARCHITECTURES[name]
     tokenizer = _make_tokenizer()
     text_config = {
@@ -184,11 +223,10 @@ def make_checkpoint(
             )
         finally:
             torch.set_default_dtype(default_dtype)
-    for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
-        torch.nn.Module.to(part, dtype)
-    pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
-    card = {"name": f"{name}-untrained", "trained": False, "seed": seed}
-    (folder / CARD_NAME).write_text(json.dumps(card, indent=2) + "\n")
+    for part in PARTS:
+        torch.nn.Module.to(getattr(pipeline, part), dtype)
+        getattr(pipeline, part).eval()
+    return pipeline
 
 
 def _make_tokenizer() -> T5Tokenizer:
@@ -208,6 +246,7 @@ if __name__ == "__main__":
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-weights", action="store_true", help="make them on every load instead")
     arguments = parser.parse_args()
     make_checkpoint(
         arguments.architecture,
@@ -215,4 +254,5 @@ if __name__ == "__main__":
         seed=arguments.seed,
         dtype=getattr(torch, arguments.dtype),
         device=arguments.device,
+        weights=not arguments.no_weights,
     )

@@ -28,7 +28,7 @@ def build_app(args: ServingArguments) -> Application:
     Raises ConfigError, ArtifactError and StoreError.
     """
     arguments = _effective(args)
-    load_config(arguments.config, arguments.settings)
+    config = load_config(arguments.config, arguments.settings)
     read_keys(arguments.api_keys_file)
     if (arguments.webhook_url or arguments.webhook_hosts) and not arguments.webhook_secret:
         raise ConfigError(
@@ -43,7 +43,9 @@ def build_app(args: ServingArguments) -> Application:
     assert arguments.database is not None
     JobStore(arguments.database)
     # What a config file does not say. One clip at a time; a wait is no load on the ingress.
-    generator = serve.deployment(max_ongoing_requests=1, ray_actor_options={"num_gpus": 1})
+    # Ranks reserve their GPUs by themselves, beside the replica that leads them.
+    num_gpus = 1 if config.model.gpus_per_clip == 1 else 0
+    generator = serve.deployment(max_ongoing_requests=1, ray_actor_options={"num_gpus": num_gpus})
     scorer = serve.deployment(max_ongoing_requests=1, ray_actor_options={"num_cpus": 1})
     dispatcher = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0})
     ingress = serve.deployment(max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0})

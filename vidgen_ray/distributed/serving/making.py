@@ -9,13 +9,13 @@ import torch
 
 from vidgen_ray.config import load_config
 from vidgen_ray.distributed.metrics import GeneratorMetrics
+from vidgen_ray.distributed.ranks import open_engine
 from vidgen_ray.distributed.serving.arguments import ServingArguments
 from vidgen_ray.distributed.serving.jobs import JobStore
 from vidgen_ray.distributed.serving.tasks import ClipTask, Made
 from vidgen_ray.errors import ClipCancelled, EngineError, StoreError, VidgenError
 from vidgen_ray.generation import attempts
 from vidgen_ray.generation.content import hash_content
-from vidgen_ray.generation.engine import Engine
 from vidgen_ray.image_io import ConditioningImage, read_image
 from vidgen_ray.model.adapters import open_adapter
 from vidgen_ray.schema import GenerationRecord, GenerationRequest
@@ -32,7 +32,7 @@ class ClipMaker:
         self._arguments = arguments
         self._config = load_config(arguments.config, arguments.settings)
         self._store = JobStore(arguments.database)
-        self._engine = Engine(self._config)
+        self._engine = open_engine(self._config)
         self._metrics = GeneratorMetrics()
         load_s = self._engine.load()
         logger.info("model loaded", extra={"load_s": round(load_s, 2), "pid": os.getpid()})

@@ -1,0 +1,498 @@
+"""Where a clip's seconds go on one GPU, and what each option of the profiles gives and costs.
+
+    python benchmarks/speed_gpu.py --output OUT [--only kernels,profiles] [--num-steps 6]
+
+Needs no hub: weights of the full size are made on the device. Each part runs in a process of its
+own within `--limit-s`, so that one that fails or hangs is reported and the others go on. Prints a
+line for each figure and keeps them as OUT/<part>.json. `--size tiny` tries the script on a CPU.
+Ratios are within one run, medians of device time. Nothing is extrapolated: a time for N steps is
+that of N steps, and `step_ms` is their difference to one step fewer where it says so.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vidgen_ray.config import Config, load_config
+from vidgen_ray.generation.benchmark import run_benchmark
+from vidgen_ray.generation.benchmark_page import page, plot, table
+from vidgen_ray.generation.engine import Engine
+from vidgen_ray.model.attention import JointAttention, attend, choose_attention, joint_rotary
+from vidgen_ray.model.checkpoint import load_pipeline, open_checkpoint
+from vidgen_ray.model.compilation import compile_decoder
+from vidgen_ray.model.flops import count_flops, matrix_rate
+from vidgen_ray.model.quantization import Float8Linear, quantize_linears
+from vidgen_ray.model.untrained import ARCHITECTURES, make_checkpoint
+from vidgen_ray.schema import BenchmarkRow, GenerationRequest, resolve_request
+
+Figures = dict[str, Any]
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = torch.bfloat16
+
+# Each differs from one before it in one option, which is that option's gain and price.
+LADDER: dict[str, dict[str, object]] = {
+    "attention native": {"attention": "native"},
+    "attention auto": {},
+    "exact": {"compile": True},
+    "fp8": {"compile": True, "linears": "fp8"},
+    "fp8, attention too": {"compile": True, "linears": "fp8", "attention": "flash3_fp8"},
+    "fast": {"compile": True, "linears": "fp8", "step_cache": 0.15},
+    "exact, VAE compiled": {"compile": True, "compile_vae": True},
+}
+PLACEMENTS: dict[str, dict[str, object]] = {
+    "none, tiled": {"vae_tiling": True},
+    "none, tiled, fp8 weights": {"vae_tiling": True, "linears": "fp8_weights"},
+    "text, tiled": {"offload": "text", "vae_tiling": True},
+    "text, tiled, fp8 weights": {"offload": "text", "vae_tiling": True, "linears": "fp8_weights"},
+    "group, tiled": {"offload": "group", "vae_tiling": True},
+    "group, tiled, fp8 weights": {"offload": "group", "vae_tiling": True, "linears": "fp8_weights"},
+}
+
+
+def kernels(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
+    """Attention, linear layers and one block, each beside the others at the clip's own shapes."""
+    shape = ARCHITECTURES[arguments.architecture].transformer
+    heads, head_dim = shape["num_attention_heads"], shape["attention_head_dim"]
+    num_text = shape["max_text_seq_length"]
+    num_latent_frames = (shape["sample_frames"] - 1) // 4 + 1
+    num_video = num_latent_frames * shape["sample_height"] * shape["sample_width"] // 4
+    tokens, width = num_text + num_video, heads * head_dim
+    figures: Figures = {"tokens": tokens, "width": width}
+    rate = matrix_rate(DEVICE, DTYPE)
+    figures["matrix_tflop_per_s"] = rate / 1e12
+    say(f"matrix product {rate / 1e12:.4g} TFLOP/s")
+
+    inputs = torch.randn(3, 2, tokens, heads, head_dim, device=DEVICE, dtype=DTYPE).unbind(0)
+    few = [tensor[:, :, :2].contiguous() for tensor in inputs]
+    expected = attend("native")(*(tensor.float() for tensor in few))
+    attention_flop = 4 * 2 * tokens**2 * width
+    for name in ("native", "cudnn", "flash3", "flash3_fp8"):
+        try:
+            choose_attention(name, DEVICE, "bfloat16")  # type: ignore[arg-type]
+            kernel = attend(name)  # type: ignore[arg-type]
+            error = float((kernel(*few).float() - expected).norm() / expected.norm())
+            milliseconds = _time(partial(kernel, *inputs))
+        except Exception as problem:
+            say(f"attention {name}: {_first_line(problem)}")
+            figures[f"attention {name}"] = {"error": _first_line(problem)}
+            continue
+        rated = attention_flop / milliseconds / 1e9
+        say(f"attention {name}: {milliseconds:.2f} ms, {rated:.0f} TFLOP/s, error {error:.4f}")
+        figures[f"attention {name}"] = {"ms": milliseconds, "tflop_per_s": rated, "error": error}
+    del inputs, few, expected
+
+    for rows, columns in ((width, width), (width, 4 * width), (4 * width, width)):
+        linear = torch.nn.Linear(rows, columns, device=DEVICE, dtype=DTYPE)
+        rows_in = torch.randn(2, tokens, rows, device=DEVICE, dtype=DTYPE)
+        eight = Float8Linear(linear, weights_only=False)
+        compiled = torch.compile(eight, dynamic=False)
+        plain = linear(rows_in)
+        calls: dict[str, Callable[..., torch.Tensor]] = {"bf16": linear, "fp8": eight}
+        calls["fp8 compiled"] = compiled
+        for name, call in calls.items():
+            label = f"linear {rows}x{columns} {name}"
+            try:
+                error = float((call(rows_in) - plain).float().norm() / plain.float().norm())
+                milliseconds = _time(partial(call, rows_in))
+            except Exception as problem:
+                say(f"{label}: {_first_line(problem)}")
+                figures[label] = {"error": _first_line(problem)}
+                continue
+            rated = 2 * 2 * tokens * rows * columns / milliseconds / 1e9
+            say(f"{label}: {milliseconds:.3f} ms, {rated:.0f} TFLOP/s, error {error:.4f}")
+            figures[label] = {"ms": milliseconds, "tflop_per_s": rated, "error": error}
+    figures |= _blocks(arguments, tokens, num_text, say)
+    return figures
+
+
+def _blocks(
+    arguments: argparse.Namespace, tokens: int, num_text: int, say: Callable[[str], None]
+) -> Figures:
+    from diffusers import CogVideoXTransformer3DModel
+
+    shape = {**ARCHITECTURES[arguments.architecture].transformer, "num_layers": 1}
+    with DEVICE:
+        transformer = CogVideoXTransformer3DModel(**shape).to(DTYPE).eval()
+    width = shape["num_attention_heads"] * shape["attention_head_dim"]
+    video = torch.randn(2, tokens - num_text, width, device=DEVICE, dtype=DTYPE)
+    text = torch.randn(2, num_text, width, device=DEVICE, dtype=DTYPE)
+    embedding = torch.randn(2, shape["time_embed_dim"], device=DEVICE, dtype=DTYPE)
+    angles = torch.rand(tokens - num_text, shape["attention_head_dim"], device=DEVICE)
+    rotary = (angles.cos(), angles.sin())
+    block = transformer.transformer_blocks[0]
+    figures: Figures = {}
+
+    def measure(label: str, positions: Any) -> None:
+        try:
+            begun = time.perf_counter()
+            block(video, text, embedding, positions)
+            _wait()
+            first_s = time.perf_counter() - begun
+            milliseconds = _time(lambda: block(video, text, embedding, positions))
+        except Exception as problem:
+            say(f"block {label}: {_first_line(problem)}")
+            figures[f"block {label}"] = {"error": _first_line(problem)}
+            return
+        say(f"block {label}: {milliseconds:.2f} ms, first call {first_s:.1f} s")
+        figures[f"block {label}"] = {"ms": milliseconds, "first_call_s": first_s}
+
+    measure("diffusers", rotary)
+    joint = joint_rotary(rotary, num_text)
+    names = [choose_attention("auto", DEVICE, "bfloat16")[0]]
+    names += ["flash3_fp8"] if names[0] == "flash3" else []
+    for name in names:
+        block.attn1.set_processor(JointAttention(name))
+        block._compiled_call_impl = None
+        measure(f"{name}", joint)
+        block.compile(fullgraph=True, dynamic=False)
+        measure(f"{name}, compiled", joint)
+    quantize_linears(transformer, "fp8")
+    for name in names:
+        torch._dynamo.reset()
+        block.attn1.set_processor(JointAttention(name))
+        block.compile(fullgraph=True, dynamic=False)
+        measure(f"{name}, fp8 linears, compiled", joint)
+    return figures
+
+
+def vae(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
+    """Decoding a clip: as it is, and compiled in channels_last_3d, with the peak of each."""
+    with tempfile.TemporaryDirectory() as folder:
+        config, request, _ = _setup(arguments, Path(folder))
+        checkpoint = open_checkpoint(config.model)
+        pipeline = load_pipeline(checkpoint, "bfloat16", DEVICE)
+    decoder = pipeline.vae.to(DEVICE)
+    del pipeline.transformer, pipeline.text_encoder
+    latents = torch.randn(
+        1,
+        decoder.config.latent_channels,
+        (request.num_frames - 1) // 4 + 1,
+        request.height // 8,
+        request.width // 8,
+        device=DEVICE,
+        dtype=DTYPE,
+    )
+    flop = count_flops(checkpoint, request).decode
+    figures: Figures = {}
+    plain = None
+    for name in ("eager", "compiled, channels_last_3d"):
+        if name != "eager":
+            compile_decoder(decoder)
+        begun = time.perf_counter()
+        frames = decoder.decode(latents).sample
+        _wait()
+        first_s = time.perf_counter() - begun
+        plain = frames if plain is None else plain
+        error = float((frames - plain).float().norm() / plain.float().norm())
+        _reset_peak()
+        milliseconds = _time(lambda: decoder.decode(latents).sample, repeats=3)
+        rated = flop / milliseconds / 1e9
+        say(
+            f"decode {name}: {milliseconds:.0f} ms, {rated:.0f} TFLOP/s, first {first_s:.1f} s, "
+            f"peak {_peak_gb():.1f} GB, error {error:.4f}"
+        )
+        figures[name] = {
+            "ms": milliseconds,
+            "first_call_s": first_s,
+            "peak_gb": _peak_gb(),
+            "error": error,
+        }
+    return figures
+
+
+def profiles(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
+    """Stock diffusers and the ladder of options on whole clips of `--num-steps` steps, bf16."""
+    return _benchmark(arguments, say, "bfloat16", LADDER)
+
+
+def fp16(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
+    """Stock diffusers and `exact` in fp16, where cuDNN has the attention."""
+    return _benchmark(arguments, say, "float16", {"exact": {"compile": True}})
+
+
+def memory(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
+    """Peak VRAM of the placements for small cards, over clips of `--num-steps` steps."""
+    return _benchmark(arguments, say, "bfloat16", PLACEMENTS, baseline=False)
+
+
+def startup(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
+    """From process start to the end of the first step, with nothing compiled and with the cache."""
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        make_checkpoint(arguments.architecture, Path(folder) / "model", weights=False)
+        for profile in ("exact", "fp8"):
+            for run in ("cold", "warm"):
+                # torch's own cache lies elsewhere each time, as on another node.
+                environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": f"{folder}/{profile}-{run}"}
+                command = [sys.executable, __file__, "--size", arguments.size]
+                command += ["--first-step", profile, "--output", folder]
+                begun = time.time()
+                process = subprocess.run(
+                    command, env=environment, capture_output=True, text=True, timeout=400
+                )
+                lines = process.stdout.strip().splitlines()
+                if process.returncode or not lines:
+                    problem = (process.stderr.strip().splitlines() or ["no output"])[-1]
+                    say(f"{profile}, {run}: {problem}")
+                    figures[f"{profile} {run}"] = {"error": problem}
+                    continue
+                seconds = float(lines[-1]) - begun
+                say(f"{profile}, {run}: first step after {seconds:.1f} s")
+                figures[f"{profile} {run}"] = {"first_step_s": seconds}
+    return figures
+
+
+def first_step(arguments: argparse.Namespace) -> None:
+    """Print the time at which the first step of a fresh process ended."""
+    folder = Path(arguments.output)
+    overrides = {"profiles": LADDER, "default_profile": "exact", "model.dtype": "bfloat16"}
+    overrides["model.checkpoint"] = str(folder / "model")
+    overrides["model.compile_cache"] = str(folder / "compiled")
+    config, request, _ = _setup(arguments, folder, overrides, write=False)
+    ended: list[float] = []
+
+    def on_step(done: int, _total: int) -> None:
+        _wait()
+        ended.append(time.time())
+
+    update = {"mode": "optimized", "profile": arguments.first_step, "num_inference_steps": 2}
+    Engine(config).generate(request.model_copy(update=update), on_step)
+    print(ended[0])
+
+
+def lora(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
+    """Seconds to put a rank-128 adapter on and off a compiled fp8 model, and what is recompiled."""
+    from diffusers import CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory(dir=arguments.output) as name:
+        folder = Path(name)
+        make_checkpoint(arguments.architecture, folder / "model", dtype=DTYPE, device=str(DEVICE))
+        shape = CogVideoXTransformer3DModel.load_config(folder / "model" / "transformer")
+        with torch.device("meta"):
+            skeleton = CogVideoXTransformer3DModel.from_config(shape)
+        targets = ["to_q", "to_k", "to_v", "to_out.0"]
+        rank = 16 if arguments.size == "tiny" else 128
+        skeleton.add_adapter(LoraConfig(r=rank, target_modules=targets))
+        tensors = {
+            key: 0.01 * torch.randn(tensor.shape)
+            for key, tensor in get_peft_model_state_dict(skeleton).items()
+        }
+        CogVideoXImageToVideoPipeline.save_lora_weights(
+            folder / "adapter", transformer_lora_layers=tensors
+        )
+        overrides = {"profiles": LADDER, "default_profile": "exact", "model.dtype": "bfloat16"}
+        overrides["model.checkpoint"] = str(folder / "model")
+        config, request, _ = _setup(arguments, folder, overrides, write=False)
+        engine = Engine(config)
+        counters = torch._dynamo.utils.counters["stats"]
+        update = {"mode": "optimized", "profile": "fp8", "num_inference_steps": 2}
+        request = request.model_copy(update=update)
+        adapter = {"path": str(folder / "adapter"), "scale": 1.0}
+        worn = GenerationRequest.model_validate({**request.model_dump(), "lora": adapter})
+        for label, wanted in (("plain", request), ("on", worn), ("off", request), ("on", worn)):
+            graphs, begun = counters["unique_graphs"], time.perf_counter()
+            made = engine.generate(wanted)
+            inside = sum(made.stages.model_dump(exclude_none=True).values())
+            swap = time.perf_counter() - begun - inside
+            compiled = counters["unique_graphs"] - graphs
+            say(f"adapter {label}: {swap:.2f} s outside the stages, {compiled} graphs compiled")
+            figures[f"{len(figures)} {label}"] = {"swap_s": swap, "graphs": compiled}
+    return figures
+
+
+PARTS = {
+    "kernels": kernels,
+    "profiles": profiles,
+    "vae": vae,
+    "startup": startup,
+    "memory": memory,
+    "fp16": fp16,
+    "lora": lora,
+}
+
+
+def _benchmark(
+    arguments: argparse.Namespace,
+    say: Callable[[str], None],
+    dtype: str,
+    ladder: dict[str, dict[str, object]],
+    *,
+    baseline: bool = True,
+) -> Figures:
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = {"profiles": ladder, "default_profile": next(iter(ladder))}
+        overrides["model.dtype"] = dtype  # type: ignore[assignment]
+        config, request, _ = _setup(arguments, Path(folder), overrides)
+        rows: list[Figures] = []
+
+        def on_row(row: BenchmarkRow) -> None:
+            """Say it and keep it now: the next one may run out of time."""
+            say(_line(row))
+            rows.append(row.model_dump(mode="json", exclude={"model"}))
+            path = Path(arguments.output) / f"{arguments.part}.json"
+            path.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+
+        wanted = arguments.profiles.split(",") if arguments.profiles else list(ladder)
+        report, _ = run_benchmark(
+            config,
+            f"{arguments.architecture}, random weights, {arguments.num_steps} steps",
+            request,
+            profiles=[name for name in ladder if name in wanted],
+            baseline=baseline,
+            repeat=arguments.repeat,
+            on_row=on_row,
+        )
+    stem = Path(arguments.output) / arguments.part
+    stem.with_suffix(".csv").write_text(table(report))
+    stem.with_suffix(".png").write_bytes(plot(report))
+    stem.with_suffix(".html").write_text(page(report, f"{stem.name}.png", f"{stem.name}.csv"))
+    return report.model_dump(mode="json")
+
+
+def _line(row: BenchmarkRow) -> str:
+    if row.error:
+        return f"{row.name}: {row.error}"
+    step_ms = 1e3 * row.seconds["denoise_s"].median / row.num_inference_steps
+    words = [f"{row.name}: {row.seconds['total'].median:.2f} s", f"step {step_ms:.0f} ms"]
+    words += [f"decode {row.seconds['decode_s'].median:.2f} s"]
+    words += [f"{row.num_computed_steps} of {row.num_inference_steps} computed"]
+    words += [f"first clip {row.first_clip_s:.0f} s", f"VRAM {row.peak_vram_gb or 0:.1f} GB"]
+    words += [f"FLOP use {row.utilisation or 0:.0%}", f"{row.speedup or 0:.3f}x"]
+    if row.difference:
+        words.append(f"latents {row.difference.latents:.5f}, PSNR {row.difference.psnr_db}")
+        words.append(f"SSIM {row.difference.ssim:.4f}")
+    return ", ".join(words)
+
+
+def _setup(
+    arguments: argparse.Namespace,
+    folder: Path,
+    overrides: dict[str, Any] | None = None,
+    *,
+    write: bool = True,
+) -> tuple[Config, GenerationRequest, Path]:
+    """A configuration for weights made on load, and a request for a picture drawn here."""
+    if write:
+        make_checkpoint(arguments.architecture, folder / "model", weights=False)
+    base = load_config("nano", {"model.checkpoint": str(folder / "model")})
+    found = open_checkpoint(base.model)
+    shape = {name: getattr(found, name) for name in ("num_frames", "height", "width")}
+    picture = folder / "picture.png"
+    y, x = np.mgrid[0 : found.height, 0 : found.width] / found.height
+    pixels = np.stack([x / 2, y, 0.5 + 0.5 * np.sin(9 * x * y)], axis=-1)
+    Image.fromarray((255 * pixels).astype(np.uint8)).save(picture)
+    settings = {f"generation.{name}": value for name, value in shape.items()}
+    settings |= {"model.checkpoint": str(folder / "model"), "model.offload": "none"}
+    settings |= {"generation.num_inference_steps": arguments.num_steps}
+    config = load_config("cogvideox_5b_i2v", {**settings, **(overrides or {})})
+    fields = {"id": "speed", "image": str(picture), "prompt": "slow push in", "seed": 0}
+    return config, resolve_request(fields, config), picture
+
+
+def _time(call: Callable[[], object], repeats: int = 10) -> float:
+    """Median milliseconds of device time, after two calls to warm up."""
+    with torch.no_grad():
+        for _ in range(2):
+            call()
+        times = []
+        for _ in range(repeats if DEVICE.type == "cuda" else 2):
+            if DEVICE.type == "cuda":
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                call()
+                end.record()
+                end.synchronize()
+                times.append(start.elapsed_time(end))
+            else:
+                begun = time.perf_counter()
+                call()
+                times.append(1e3 * (time.perf_counter() - begun))
+    return statistics.median(times)
+
+
+def _wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _reset_peak() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_gb() -> float:
+    return torch.cuda.max_memory_allocated() / 1e9 if DEVICE.type == "cuda" else 0.0
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--size", choices=["full", "tiny"], default="full")
+    parser.add_argument("--profiles", help=f"of {', '.join([*LADDER, *PLACEMENTS])}; default all")
+    parser.add_argument("--num-steps", type=int, default=6)
+    parser.add_argument("--repeat", type=int, default=1, help="clips of each, after one to warm up")
+    parser.add_argument("--limit-s", type=float, default=240, help="for each part")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--first-step", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.architecture = {"full": "cogvideox_5b_i2v", "tiny": "tiny"}[arguments.size]
+    return arguments
+
+
+def main() -> None:
+    arguments = _parse()
+    if arguments.first_step:
+        first_step(arguments)
+        return
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    if arguments.part:
+        with torch.no_grad():
+            figures = PARTS[arguments.part](
+                arguments, lambda line: print(f"{arguments.part:9} {line}", flush=True)
+            )
+        text = json.dumps(figures, indent=2, default=str) + "\n"
+        (output / f"{arguments.part}.json").write_text(text)
+        return
+    unknown = set(arguments.only.split(",")) - set(PARTS)
+    if unknown:
+        raise SystemExit(f"--only: must be of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}", flush=True)
+    for part in arguments.only.split(","):
+        words = [sys.executable, __file__, "--part", part, "--output", arguments.output]
+        words += ["--size", arguments.size, "--num-steps", str(arguments.num_steps)]
+        words += ["--repeat", str(arguments.repeat)]
+        words += ["--profiles", arguments.profiles] if arguments.profiles else []
+        begun = time.monotonic()
+        try:
+            code = subprocess.run(words, timeout=arguments.limit_s).returncode
+            end = "done" if code == 0 else f"FAILED with exit code {code}"
+        except subprocess.TimeoutExpired:
+            end = f"STOPPED at its limit of {arguments.limit_s:g} s"
+        print(f"{part:9} {end} after {time.monotonic() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

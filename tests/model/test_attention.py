@@ -1,0 +1,81 @@
+"""Every attention option computes diffusers' attention; what is not there is said, not guessed."""
+
+import importlib.util
+
+import pytest
+import torch
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
+
+from vidgen_ray.errors import ConfigError
+from vidgen_ray.model.attention import (
+    JointAttention,
+    attend,
+    choose_attention,
+    joint_rotary,
+    quantize_heads,
+)
+
+CPU = torch.device("cpu")
+NUM_TEXT, NUM_VIDEO = 5, 24
+
+
+def rotary_tables() -> tuple[torch.Tensor, torch.Tensor]:
+    angles = torch.rand(NUM_VIDEO, 8).repeat_interleave(2, dim=1) * 6
+    return angles.cos(), angles.sin()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_block_gives_what_it_gives_in_diffusers(compiled: bool) -> None:
+    torch.manual_seed(0)
+    block = CogVideoXBlock(32, 2, 16, 16).eval()
+    video, text = torch.randn(2, NUM_VIDEO, 32), torch.randn(2, NUM_TEXT, 32)
+    time, rotary = torch.randn(2, 16), rotary_tables()
+    with torch.no_grad():
+        expected = block(video, text, time, rotary)
+        block.attn1.set_processor(JointAttention("native"))
+        if compiled:
+            block.compile(fullgraph=True, dynamic=False)
+        ours = block(video, text, time, joint_rotary(rotary, NUM_TEXT))
+    for mine, theirs in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_auto_falls_back_to_what_the_machine_has_and_a_named_kernel_does_not() -> None:
+    assert choose_attention("auto", CPU, "bfloat16") == ("native", None)
+    for name in ("cudnn", "flash3", "flash3_fp8"):
+        with pytest.raises(ConfigError, match=f"attention: {name} needs an NVIDIA GPU; or use"):
+            choose_attention(name, CPU, "bfloat16")  # type: ignore[arg-type]
+
+
+def test_heads_in_8_bits_keep_their_numbers_to_a_sixteenth() -> None:
+    torch.manual_seed(0)
+    tensor = torch.randn(2, 24, 3, 16) * torch.tensor([1e-3, 1.0, 300.0])[:, None]
+    rounded, scale = quantize_heads(tensor)
+    assert scale.shape == (2, 3)
+    back = rounded.float() * scale[:, None, :, None]
+    error = (back - tensor).norm(dim=(1, 3)) / tensor.norm(dim=(1, 3))
+    assert (error < 1 / 16).all()
+    assert (error > 1e-3).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("name", "dtype", "limit"),
+    [
+        ("cudnn", torch.bfloat16, 0.01),
+        ("cudnn", torch.float16, 0.002),
+        ("flash3", torch.bfloat16, 0.01),
+        ("flash3_fp8", torch.bfloat16, 0.1),
+    ],
+)
+def test_kernels_agree_with_float32(name: str, dtype: torch.dtype, limit: float) -> None:
+    if name.startswith("flash3") and importlib.util.find_spec("fa3_fwd_interface") is None:
+        pytest.skip("needs fa3-fwd")
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 1111, 6, 64, device="cuda").unbind(0)
+    expected = attend("native")(query, key, value)
+    kernel = torch.compile(attend(name), fullgraph=True, dynamic=False)  # type: ignore[arg-type]
+    for call in (attend(name), kernel):  # type: ignore[arg-type]
+        ours = call(query.to(dtype), key.to(dtype), value.to(dtype)).float()
+        assert (ours - expected).norm() / expected.norm() < limit

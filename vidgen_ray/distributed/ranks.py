@@ -1,0 +1,303 @@
+"""One clip on several devices: a group of rank actors that answers like one engine.
+
+The ranks lie in a placement group of one node. A rank that dies or hangs fails the clip it was at;
+the next clip gets a new group.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import RayActorError
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
+
+from vidgen_ray.config import Config
+from vidgen_ray.errors import ClipCancelled, ClipTimeout, ConfigError, EngineError, VidgenError
+from vidgen_ray.generation.engine import Cancelled, Engine, Generation, OnStep
+from vidgen_ray.image_io import ConditioningImage
+from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
+from vidgen_ray.schema import GenerationRequest
+
+_PREFIX = "vidgen-ranks"
+_POLL_S = 0.2
+_GRACE_S = 15.0  # for ranks to end a clip that is over for another reason
+_SILENCE_S = 900.0  # of one rank, until the others give up waiting for it
+
+Failure = Exception | None
+
+
+def open_engine(config: Config) -> "Engine | RankGroup":
+    """What makes clips under `config`: an engine here, or a group of ranks. Raises ConfigError."""
+    return Engine(config) if config.model.gpus_per_clip == 1 else RankGroup(config)
+
+
+class Rank:
+    """The actor: one rank's engine, in a process of its own."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._stop = threading.Event()
+        self._step = (0, 0)
+
+    def address(self) -> str:
+        """Where the others can meet this rank."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        return f"tcp://{ray.util.get_node_ip_address()}:{port}"
+
+    def join(self, rank: int, size: int, address: str) -> int:
+        """Meet the others; this process's id."""
+        from vidgen_ray.model.device import choose_device, num_cores
+        from vidgen_ray.model.parallel import join
+
+        device = choose_device(self._config.model.device)
+        threads = self._config.model.cpu_threads or max(1, num_cores() // size)
+        model = self._config.model.model_copy(update={"cpu_threads": threads})
+        self._ranks = join(rank, size, address, device, _SILENCE_S)
+        config = self._config.model_copy(update={"model": model})
+        self._engine = Engine(config, self._ranks)
+        return os.getpid()
+
+    def load(self) -> float:
+        """Load the weights; seconds."""
+        return self._engine.load()
+
+    def generate(self, request: GenerationRequest, image: ConditioningImage) -> Generation | None:
+        """Make the clip with the others; rank 0 has it."""
+        import torch
+
+        self._stop.clear()
+        self._step = (0, request.num_inference_steps)
+
+        def on_step(done: int, total: int) -> None:
+            self._step = (done, total)
+
+        def cancelled() -> bool:
+            # All ranks have to leave at the same step, or those left would wait for the others.
+            return self._ranks.any(self._stop.is_set())
+
+        try:
+            made = self._engine.generate(request, on_step, cancelled, image=image)
+        except VidgenError as error:
+            if isinstance(error.__cause__, torch.AcceleratorError):
+                os._exit(1)  # the CUDA context is gone: a new process is needed
+            raise
+        return made if self._ranks.rank == 0 else None
+
+    def step(self) -> tuple[int, int]:
+        """How far the clip is."""
+        return self._step
+
+    def stop(self) -> None:
+        """End the clip after its step."""
+        self._stop.set()
+
+
+class RankGroup:
+    """`gpus_per_clip` ranks with the calls of `Engine`. For one thread at a time."""
+
+    def __init__(self, config: Config) -> None:
+        """Ranks start with the first clip, or `load`. Raises ConfigError."""
+        self.config = config
+        self.checkpoint: Checkpoint = open_checkpoint(config.model, weights=False)
+        self._size = config.model.gpus_per_clip
+        self._group: PlacementGroup | None = None
+        self._ranks: list[Any] = []
+        self.pids: list[int] = []
+
+    def load(self) -> float:
+        """Start the ranks and load their weights; seconds taken. Raises ConfigError."""
+        start = time.monotonic()
+        self._start()
+        self._all([rank.load.remote() for rank in self._ranks])
+        return time.monotonic() - start
+
+    def generate(
+        self,
+        request: GenerationRequest,
+        on_step: OnStep | None = None,
+        cancelled: Cancelled | None = None,
+        *,
+        image: ConditioningImage,
+        timeout_s: float | None = None,
+    ) -> Generation:
+        """Make the clip of `request`, as `Engine.generate` does, and with its errors."""
+        self.checkpoint.check_request(request)
+        self._start()
+        image_ref = ray.put(image)
+        work = [rank.generate.remote(request, image_ref) for rank in self._ranks]
+        begun, told = time.monotonic(), 0
+        reason: VidgenError | None = None
+        while True:
+            done, waiting = ray.wait(work, num_returns=len(work), timeout=_POLL_S)
+            if not waiting or any(_failure(ref) for ref in done):
+                break
+            if on_step and (step := self._step())[0] > told:
+                told = step[0]
+                on_step(*step)
+            if cancelled and cancelled():
+                reason = ClipCancelled("the clip was cancelled by its caller")
+            elif timeout_s is not None and time.monotonic() - begun > timeout_s:
+                reason = ClipTimeout(
+                    f"the clip took longer than its limit of {timeout_s:g} s; raise "
+                    "batch.clip_timeout_s, or use fewer steps or a faster profile"
+                )
+            if reason:
+                for rank in self._ranks:
+                    rank.stop.remote()
+                break
+        made = self._all(work, reason)
+        if on_step and told < request.num_inference_steps:
+            on_step(request.num_inference_steps, request.num_inference_steps)
+        assert made[0] is not None
+        generation: Generation = made[0]
+        return generation
+
+    def close(self) -> None:
+        """End the ranks and give their devices back."""
+        for rank in self._ranks:
+            ray.kill(rank)
+        self._ranks, self.pids = [], []
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+    def _start(self) -> None:
+        if self._ranks:
+            return
+        _remove_orphans()
+        batch = self.config.batch
+        bundle = {"CPU": batch.num_cpus_per_worker / self._size, "GPU": batch.num_gpus_per_worker}
+        bundle = {name: amount for name, amount in bundle.items() if amount}
+        self._group = placement_group(
+            [bundle] * self._size, strategy="STRICT_PACK", name=_group_name()
+        )
+        if not self._group.wait(batch.worker_start_timeout_s):
+            self.close()
+            raise ConfigError(
+                f"model.gpus_per_clip: {self._size} times {bundle} did not come free on one node "
+                f"within batch.worker_start_timeout_s ({batch.worker_start_timeout_s:g} s); use "
+                "fewer, or a node with as many"
+            )
+        actor = ray.remote(max_concurrency=3)(Rank)
+        for index in range(self._size):
+            place = PlacementGroupSchedulingStrategy(self._group, index)
+            self._ranks.append(
+                actor.options(
+                    scheduling_strategy=place,
+                    num_cpus=bundle.get("CPU", 0),
+                    num_gpus=bundle.get("GPU", 0),
+                ).remote(self.config)
+            )
+        try:
+            address = ray.get(self._ranks[0].address.remote())
+        except RayActorError as error:
+            self.close()
+            raise EngineError(f"a rank died while it started: {_first_line(error)}") from error
+        self.pids = self._all(
+            [rank.join.remote(index, self._size, address) for index, rank in enumerate(self._ranks)]
+        )
+
+    def _step(self) -> tuple[int, int]:
+        try:
+            step: tuple[int, int] = ray.get(self._ranks[0].step.remote(), timeout=5)
+        except (RayActorError, ray.exceptions.GetTimeoutError):
+            return 0, 0  # what has become of the rank its work will tell
+        return step
+
+    def _all(self, work: Sequence[Any], reason: VidgenError | None = None) -> list[Any]:
+        """Results of every rank. One failure, or a reason to stop, gives the others a short while.
+
+        Ranks that all ended by themselves stay; otherwise the group goes. Raises what went wrong.
+        """
+        done, waiting = ray.wait(list(work), num_returns=len(work), timeout=0)
+        while waiting and reason is None and not any(_failure(ref) for ref in done):
+            done, waiting = ray.wait(list(work), num_returns=len(work), timeout=_POLL_S)
+        if waiting:
+            _, waiting = ray.wait(list(work), num_returns=len(work), timeout=_GRACE_S)
+        failures = [failure for ref in work if ref not in waiting and (failure := _failure(ref))]
+        if waiting or any(isinstance(failure, RayActorError) for failure in failures):
+            self.close()
+        if reason and (failures or waiting):
+            raise reason
+        for failure in failures:
+            if isinstance(failure, VidgenError):
+                raise failure
+        if failures:
+            raise EngineError(
+                f"a rank of {self._size} failed: {_first_line(failures[0])}; the next clip gets "
+                "new ones"
+            ) from failures[0]
+        results: list[Any] = ray.get(list(work))
+        return results
+
+
+def _failure(ref: Any) -> Failure:
+    """What a finished call raised, as the class that it was raised as."""
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        cause: Exception = error.cause if isinstance(error.cause, Exception) else error
+        return cause
+    except ray.exceptions.RayError as error:
+        lost: Exception = error
+        return lost
+    return None
+
+
+def _group_name() -> str:
+    """Says which process the group belongs to: Ray keeps it though its maker is killed."""
+    process = psutil.Process()
+    node = ray.get_runtime_context().get_node_id()
+    return f"{_PREFIX}/{node}/{process.pid}/{process.create_time()}/{time.monotonic_ns()}"
+
+
+def _remove_orphans() -> None:
+    """Remove the groups whose makers are gone, and free their devices."""
+    alive_nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    for entry in placement_group_table().values():
+        name, state = entry["name"], entry["state"]
+        if not name.startswith(f"{_PREFIX}/") or state == "REMOVED":
+            continue
+        _, node, pid, created, _ = name.split("/")
+        if node in alive_nodes and _is_running(node, int(pid), float(created)):
+            continue
+        with contextlib.suppress(ValueError):  # somebody else was quicker
+            remove_placement_group(get_placement_group(name))
+
+
+def _is_running(node: str, pid: int, created: float) -> bool:
+    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    task = ray.remote(num_cpus=0)(_has_process).options(scheduling_strategy=place)
+    try:
+        return bool(ray.get(task.remote(pid, created), timeout=30))
+    except ray.exceptions.RayError:
+        return True  # a group that may be in use is never removed
+
+
+def _has_process(pid: int, created: float) -> bool:
+    try:
+        return abs(psutil.Process(pid).create_time() - created) < 1
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
