@@ -7,11 +7,13 @@ from dataclasses import replace
 import torch
 
 from vidgen_ray.distributed.board import activity
+from vidgen_ray.distributed.metrics import DeviceMetrics
 from vidgen_ray.distributed.stages import Row, Run, guard
 from vidgen_ray.errors import VidgenError
 from vidgen_ray.generation import attempts
 from vidgen_ray.generation.engine import Engine
 from vidgen_ray.image_io import ConditioningImage
+from vidgen_ray.model.device import vram_now
 from vidgen_ray.schema import GenerationRecord
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ class Generate:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._engine: Engine | None = None
+        self._metrics = DeviceMetrics("batch")
 
     def __call__(self, row: Row) -> Row:
         """`frames` becomes uint8 [num_frames, height, width, 3]."""
@@ -35,9 +38,10 @@ class Generate:
         entry = activity(record.id, "generate")
 
         def on_step(step: int, num_steps: int) -> None:
-            vram_gb = torch.cuda.memory_reserved() / 1e9 if torch.cuda.is_available() else None
+            vram = vram_now()
+            self._metrics.step(*vram)
             self._run.board.step.remote(
-                replace(entry, step=step, num_steps=num_steps, vram_gb=vram_gb)
+                replace(entry, step=step, num_steps=num_steps, vram_gb=vram.reserved_gb)
             )
 
         facts = record.image

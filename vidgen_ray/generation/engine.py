@@ -35,8 +35,6 @@ from vidgen_ray.model.device import (
     describe_device,
     is_out_of_memory,
     num_cores,
-    peak_vram_gb,
-    reset_peak_vram,
 )
 from vidgen_ray.model.positions import positions_for
 from vidgen_ray.schema import (
@@ -61,6 +59,7 @@ class Generation:
     adapter: AdapterRecord | None
     stages: StageTimes
     peak_vram_gb: float | None
+    stage_peaks_gb: dict[str, float]
     device: str
 
 
@@ -123,7 +122,6 @@ class Engine:
         clip = _Clip(request, image, worn, _Watch(on_step, cancelled, timeout_s))
         clock = StageClock(self.device)
         with self._lock:
-            reset_peak_vram(self.device)
             options = self._options_for(profile, _num_pixels(request))
             frames = self._attempt(clip, options, clock)
             fell_back = frames is None and options.dtype == "float16"
@@ -141,7 +139,10 @@ class Engine:
                 model=self._model_record(options, fell_back),
                 adapter=worn.record() if worn else None,
                 stages=StageTimes(**clock.seconds),
-                peak_vram_gb=peak_vram_gb(self.device),
+                peak_vram_gb=max(clock.peaks_gb.values(), default=None),
+                stage_peaks_gb={
+                    name.removesuffix("_s"): peak for name, peak in clock.peaks_gb.items()
+                },
                 device=describe_device(self.device),
             )
 
@@ -331,9 +332,8 @@ def _out_of_memory_advice(
     advice = []
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory / 1e9
-        message += (
-            f" (offload {options.offload}, peak {peak_vram_gb(device):.1f} of {total:.1f} GB)"
-        )
+        peak_gb = max(clock.peaks_gb.values(), default=0.0)
+        message += f" (offload {options.offload}, peak {peak_gb:.1f} of {total:.1f} GB)"
         if options.offload in {"none", "model"}:
             advice.append("set model.offload to group or sequential")
         if not options.vae_tiling:

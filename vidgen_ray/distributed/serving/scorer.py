@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from vidgen_ray.config import load_config
-from vidgen_ray.distributed.metrics import ScorerMetrics
+from vidgen_ray.distributed.metrics import ClipMetrics
 from vidgen_ray.distributed.serving.arguments import ServingArguments
 from vidgen_ray.distributed.serving.tasks import Made, Settled
 from vidgen_ray.generation import attempts
@@ -21,7 +21,7 @@ class Scorer:
         self._arguments = arguments
         self._quality = load_config(arguments.config, arguments.settings).quality
         self._artifacts = ArtifactStore(arguments.output)
-        self._metrics = ScorerMetrics()
+        self._metrics = ClipMetrics("serving")
 
     async def settle(self, made: Made) -> Settled:
         """Commit the attempt, or keep it and ask for another. Raises ArtifactError."""
@@ -44,7 +44,7 @@ class Scorer:
             self._artifacts.write_thumbnail(record.id, made.image)
         final = attempts.settle(self._artifacts, record, video, self._quality.max_attempts)
         settled = final or record
-        self._metrics.scored(settled)
+        self._metrics.settled(settled, final=final is not None)
         logger.info(
             "clip settled",
             extra={
