@@ -2,12 +2,15 @@
 # make serve  serve the embedded model on http://127.0.0.1:8000
 # make test   run the tests        make check   what CI runs
 # make check-all   with the slow tests and those that kill processes, 30 minutes
+# make soak   half an hour of mixed load with faults; MINUTES=5 for less
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= outputs/samples
 
-.PHONY: run serve examples test check check-all setup setup-dev lint clean
+MINUTES ?= 30
+
+.PHONY: run serve examples test check check-all soak setup setup-dev lint clean
 
 run: setup
 	@$(BIN)/vidgen batch data/samples/jobs.jsonl --config nano --output $(OUTPUT); \
@@ -31,6 +34,9 @@ check: setup-dev lint
 
 check-all: setup-dev lint
 	$(BIN)/pytest -m "not gpu" $(ARGS)
+
+soak: setup-dev
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -134,7 +134,10 @@ def load_pipeline(checkpoint: Checkpoint, dtype: Dtype) -> CogVideoXImageToVideo
     """The checkpoint as a diffusers pipeline on the CPU, in `dtype`. Raises ConfigError."""
     try:
         pipeline = CogVideoXImageToVideoPipeline.from_pretrained(
-            checkpoint.folder, dtype=getattr(torch, dtype), local_files_only=True
+            checkpoint.folder,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            use_safetensors=True,  # a pickle would run whatever is in it
         )
     except Exception as error:  # the loaders raise anything from KeyError to SafetensorError
         raise ConfigError(

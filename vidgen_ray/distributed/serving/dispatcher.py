@@ -22,7 +22,7 @@ from vidgen_ray.distributed.serving.uploads import (
     remove_files,
 )
 from vidgen_ray.distributed.serving.webhooks import WebhookSender
-from vidgen_ray.errors import StoreError, VidgenError
+from vidgen_ray.errors import ArtifactError, StoreError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.schema import ErrorRecord, GenerationRecord
 
@@ -134,7 +134,10 @@ class Dispatcher:
         except RayActorError as error:
             logger.warning("worker lost: %s", _first_line(error), extra=log)
             await self._release(job, token, blame=True)
-        except Exception as error:  # the store, Serve, or a defect: another try, later
+        except (ArtifactError, StoreError) as error:  # storage is away: no fault of the job's
+            logger.error("%s", _first_line(error), extra=log)
+            await self._release(job, token, blame=False, delay_s=self._arguments.lease_s / 3)
+        except Exception as error:  # Serve, or a defect: another try, later
             logger.exception("clip could not be made: %s", _first_line(error), extra=log)
             await self._release(job, token, blame=True, delay_s=self._arguments.lease_s / 3)
 
