@@ -38,7 +38,7 @@ RUN echo 'export PATH=/opt/venv/bin:$PATH' > /etc/profile.d/vidgen.sh \
     && useradd --uid 1000 --create-home --shell /bin/bash vidgen \
     && install -d -o vidgen -g vidgen /app /app/outputs /app/loras /cache /cache/huggingface
 WORKDIR /app
-COPY --chown=vidgen:vidgen serve_config.yaml ./
+COPY --chown=vidgen:vidgen serve_config.yaml PROJECT_SUMMARY.json ./
 COPY --chown=vidgen:vidgen jobs jobs
 # A container's loopback is its own: what is published is said by `docker run -p`, and without API
 # keys the server refuses to start.

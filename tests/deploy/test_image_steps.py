@@ -87,7 +87,7 @@ def build(folder: Path, extras: str) -> Image:
     """Both stages; the last one."""
     base = folder / "base"
     subprocess.run(
-        ["mmdebstrap", "--variant=minbase", "--include=ca-certificates", "stable", str(base)]
+        ["mmdebstrap", "--variant=minbase", "--include=ca-certificates", "bookworm", str(base)]
         if not os.environ.get("VIDGEN_DEBIAN_ROOT")
         else ["cp", "-a", os.environ["VIDGEN_DEBIAN_ROOT"], str(base)],
         check=True,
@@ -148,9 +148,8 @@ def image() -> Iterator[Image]:
 
 def test_it_is_a_person_with_the_package_on_every_path(image: Image) -> None:
     for shell in ("bash -c", "bash -lc"):  # Docker's, and that of Ray jobs and KubeRay
-        done = image.run(
-            f"{shell} 'id -u; command -v python; python -c \"import vidgen_ray as v; print(v.__file__)\"'"
-        )
+        show = "import vidgen_ray as v; print(v.__file__)"
+        done = image.run(f"{shell} 'id -u; command -v python; python -c \"{show}\"'")
         assert done.returncode == 0, done.stderr
         assert done.stdout.split()[:2] == ["1000", "/opt/venv/bin/python"]
         assert "/opt/venv/lib" in done.stdout  # not a folder of the build
