@@ -44,7 +44,7 @@ class Soak:
 
     folder: Path
     num_clips: int = 60
-    num_steps: int = 150
+    num_steps: int = 40
     outcomes: list[Outcome] = field(default_factory=list)
     batches: list[BatchRun] = field(default_factory=list)
 
@@ -105,14 +105,14 @@ class Soak:
         """A worker joins while clips are made."""
         self._suffer("a node added", lambda: self.cluster.add(next(self._names)))
 
-    def drain_node(self) -> None:
-        """The notice of a spot instance, then the end of its node."""
+    def drain_node(self, notice_s: int = 30) -> None:
+        """The notice of a spot instance, and its end after that or once it is idle."""
 
         def drain() -> None:
             name = self._oldest()
-            self.cluster.drain(name)
-            gone = lambda: not any(name in each for each in self.cluster.nodes().values())  # noqa: E731
-            until(gone, 120, f"the end of {name}")
+            self.cluster.drain(name, notice_s)
+            with contextlib.suppress(TimeoutError):
+                until(lambda: not self._is_there(name), notice_s, name)
             self.cluster.kill(name)
 
         self._suffer("a node drained", drain)
@@ -224,6 +224,9 @@ class Soak:
     def _num_ended(self) -> int:
         done = self.service.output.glob("video_*.json")
         return len(list(done))
+
+    def _is_there(self, name: str) -> bool:
+        return any(name in resources for resources in self.cluster.nodes().values())
 
     def _oldest(self) -> str:
         return next(iter(self.cluster.workers))

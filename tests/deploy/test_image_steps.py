@@ -142,7 +142,7 @@ def image() -> Iterator[Image]:
         yield built
     finally:
         for target in reversed(mounts):
-            subprocess.run(["umount", str(target)], check=True)
+            subprocess.run(["umount", "--lazy", str(target)], check=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
