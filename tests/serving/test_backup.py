@@ -15,7 +15,13 @@ from vidgen_ray.video_io import read_video
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 
-def test_a_restored_store_goes_on(tmp_path: Path, tiny_overrides: dict[str, object]) -> None:
+SECRET = "whsec_" + "bmV2ZXIgbG9nZ2Vk" * 2
+
+
+def test_a_restored_store_goes_on(
+    tmp_path: Path, tiny_overrides: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDGEN_WEBHOOK_SECRET", SECRET)
     output = tmp_path / "out"
     args: dict[str, Any] = {"settings": {**tiny_overrides, **LENIENT}, "output": str(output)}
     server = Server(tmp_path, [application("vidgen", "/", args)])
@@ -47,5 +53,7 @@ def test_a_restored_store_goes_on(tmp_path: Path, tiny_overrides: dict[str, obje
                 assert len(read_video(output / f"{video_id}.mp4").frames) == 9
             assert (output / f"{running}.mp4").stat().st_mtime_ns == written
             assert client.get(f"/v1/videos/{later}").status_code == 404
+        logs = [path for path in server.logs() if SECRET in path.read_text(errors="replace")]
+        assert logs == []
     finally:
         server.stop()
