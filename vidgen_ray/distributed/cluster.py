@@ -94,11 +94,12 @@ def pool_size(batch: BatchConfig, num_clips: int) -> PoolSize:
     """
     resources = ray.cluster_resources()
     needs_gpu = batch.num_gpus_per_worker > 0
+    # Workers that took every CPU would wait for ever for a clip of theirs to be scored.
+    spare = resources.get("CPU", 0) - batch.num_cpus_per_score
+    room = max(0, int(spare // batch.num_cpus_per_worker))
     if needs_gpu:
-        room = int(resources.get("GPU", 0) // batch.num_gpus_per_worker)
-    else:
-        room = int(resources.get("CPU", 1) // batch.num_cpus_per_worker)
-    if needs_gpu and room == 0 and _ray_is_ours():
+        room = min(room, int(resources.get("GPU", 0) // batch.num_gpus_per_worker))
+    if resources.get("GPU", 0) < batch.num_gpus_per_worker and _ray_is_ours():
         raise ConfigError(
             f"batch.num_gpus_per_worker: {batch.num_gpus_per_worker:g}, but this machine has "
             f"{resources.get('GPU', 0):g} GPUs; use --config nano for the small model on the CPU, "
