@@ -17,7 +17,14 @@ import matplotlib
 import yaml
 
 from benchmarks.local_cluster import LocalCluster, free_port
-from benchmarks.mixed_load import ROOT, BatchRun, Service, until
+from benchmarks.mixed_load import (
+    ROOT,
+    BatchRun,
+    Service,
+    make_tiny_checkpoint,
+    tiny_settings,
+    until,
+)
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "vidgen.json"
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -140,7 +147,7 @@ def draw(server: Prometheus, start: float, end: float, path: Path) -> None:
             for name, times, values in series:
                 axis.plot([(t - start) / 60 for t in times], values, label=name, linewidth=1.4)
             axis.set_ylim(bottom=0)
-            axis.legend(fontsize=7, loc="upper left", ncols=2, framealpha=0.6)
+            axis.legend(fontsize=6, loc="upper left", ncols=3, framealpha=0.5)
         axis.set_xlim(0, (end - start) / 60)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
@@ -183,15 +190,15 @@ def _draw_heatmap(axis: Any, series: list[Series], start: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--num-inference-steps", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=150)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="vidgen-dashboard-"))
     cluster = LocalCluster(folder / "cluster")
-    settings = {"generation.num_inference_steps": options.num_inference_steps}
-    settings |= {"quality.min_temporal_score": 0.8}  # high, so that some clips are tried again
-    batch = BatchRun(cluster, folder / "batch", 1000, settings)
-    service = Service(cluster, folder / "service", settings)
+    settings = tiny_settings(make_tiny_checkpoint(folder / "tiny"))
+    # So high that about half of the clips are made again.
+    strict = {**settings, "quality.min_temporal_score": 0.635, "quality.max_attempts": 2}
+    batch = BatchRun(cluster, folder / "batch", 150, settings)
+    service = Service(cluster, folder / "service", strict)
     try:
         cluster.start(num_workers=2)
         service.deploy()

@@ -128,7 +128,7 @@ def test_the_jobs_api_is_not_open(name: str) -> None:
 def test_every_node_shares_the_outputs_and_has_the_model_before_it_works(name: str) -> None:
     tree = read(name)
     mounted = {option.split(":")[1] for option in tree["docker"]["run_options"] if "-v " in option}
-    assert {"/mnt/vidgen", "/cache"} <= mounted
+    assert {"/mnt/vidgen", "/app/outputs", "/app/loras", "/cache"} <= mounted
     assert any("mountpoint -q /mnt/vidgen ||" in each for each in tree["initialization_commands"])
     assert any("vidgen prefetch" in command for command in tree["worker_setup_commands"])
 
