@@ -3,12 +3,15 @@
 # make train-demo   clips to a trained, validated adapter of the embedded model, in minutes
 # make test   run the tests        make check   what CI runs
 # make check-all   with the slow tests and those that kill processes, 30 minutes
+# make soak   half an hour of mixed load with faults; MINUTES=5 for less
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= outputs/samples
 
-.PHONY: run serve train-demo examples test check check-all setup setup-dev lint clean
+MINUTES ?= 30
+
+.PHONY: run serve train-demo examples test check check-all soak setup setup-dev lint clean
 
 run: setup
 	@$(BIN)/vidgen batch data/samples/jobs.jsonl --config nano --output $(OUTPUT); \
@@ -39,6 +42,9 @@ check: setup-dev lint
 
 check-all: setup-dev lint
 	$(BIN)/pytest -m "not gpu" $(ARGS)
+
+soak: setup-dev
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 lint: setup-dev
 	$(BIN)/ruff check .

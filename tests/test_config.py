@@ -26,6 +26,16 @@ def test_the_5b_runs_as_its_authors_advise() -> None:
     assert config.profiles["fast"].num_inference_steps == 28
 
 
+def test_the_5b_is_pinned_to_a_commit_and_another_checkpoint_is_not() -> None:
+    revision = load_config("cogvideox_5b_i2v").model.revision
+    assert revision is not None
+    assert len(bytes.fromhex(revision)) == 20
+    other = {"model.checkpoint": "desk/own-model"}
+    assert load_config("cogvideox_5b_i2v", other).model.revision is None
+    pinned = {**other, "model.revision": "v2"}
+    assert load_config("cogvideox_5b_i2v", pinned).model.revision == "v2"
+
+
 def test_all_wrong_keys_are_named_at_once(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("model: {dtyp: float16}\nbatch: {min_workers: 0}\nqualty: {}\n")

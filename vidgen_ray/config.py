@@ -247,6 +247,8 @@ def load_config(source: str | Path, overrides: Mapping[str, Any] | None = None) 
     tree = _read_yaml(_locate(source))
     for key, value in (overrides or {}).items():
         _set(tree, key, value)
+    if "model.checkpoint" in (overrides or {}) and "model.revision" not in (overrides or {}):
+        tree["model"].pop("revision", None)  # a revision belongs to its checkpoint
     pinned = {
         key.split(".", 1)[1].split(".")[0]: tree["generation"][key.split(".")[1]]
         for key in overrides or {}

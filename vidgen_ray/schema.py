@@ -242,6 +242,7 @@ class GenerationRecord(Section):
     artifact: ArtifactRecord | None = None
     stages: StageTimes = StageTimes()
     peak_vram_gb: float | None = None
+    stage_peaks_gb: dict[str, float] = {}  # most VRAM by stage, in 1e9 bytes; empty on a CPU
     score: TemporalScore | None = None
     reasons: list[str] = []
     error: ErrorRecord | None = None

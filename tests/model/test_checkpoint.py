@@ -112,3 +112,13 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, tiny_folder: Path) -> 
     text["_class_name"] = "CogVideoXPipeline"
     (tmp_path / "model_index.json").write_text(json.dumps(text))
     refused(str(tmp_path), "must hold a CogVideoXImageToVideoPipeline, got CogVideoXPipeline")
+
+
+def test_pickled_weights_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_folder, folder)
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    torch.save({}, weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_pipeline(open_checkpoint(ModelConfig(checkpoint=str(folder))), "float32")

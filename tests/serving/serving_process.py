@@ -185,6 +185,12 @@ class Server:
                     found.append(json.loads(line))
         return found
 
+    def logs(self) -> list[Path]:
+        """Every log file of the Ray that runs now, and this server's own."""
+        assert self._process is not None
+        found = Path("/tmp/ray").glob(f"session_*_{self._process.pid}/logs/**/*")
+        return [self.log, *(path for path in found if path.is_file())]
+
     def _all(self) -> list[psutil.Process]:
         assert self._process is not None
         return psutil.Process(self._process.pid).children(recursive=True)

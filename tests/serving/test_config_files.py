@@ -83,6 +83,13 @@ def test_an_argument_that_does_not_exist_is_refused() -> None:
         ServingArguments.model_validate({"outptu": "x"})
 
 
+def test_secrets_are_not_in_what_is_logged_of_the_arguments() -> None:
+    arguments = ServingArguments(database="postgresql://u:pass@h/d", webhook_secret="whsec_abc")
+    for text in (repr(arguments), str(arguments)):
+        assert "pass" not in text
+        assert "whsec_" not in text
+
+
 def test_both_files_stay_on_this_machine() -> None:
     for name in FILES:
         assert read(name)["http_options"]["host"] == "127.0.0.1"

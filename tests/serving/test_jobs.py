@@ -307,3 +307,15 @@ def test_a_stopped_postgresql_is_an_error_until_it_is_back(postgresql, url: str)
 def test_another_database_is_refused(bad: str) -> None:
     with pytest.raises(ConfigError, match="database"):
         JobStore(bad)
+
+
+def test_the_oldest_wait_is_that_of_the_first_queued_job(store: JobStore) -> None:
+    assert store.oldest_wait_s() == 0
+    add(store, "a")
+    time.sleep(0.2)
+    add(store, "b")
+    assert store.oldest_wait_s() >= 0.2
+    for job in lease(store):  # a lease alone is still a wait
+        assert store.oldest_wait_s() > 0
+        assert store.step(job.id, job.lease_token, 0, 4, LEASE_S)
+    assert store.oldest_wait_s() == 0

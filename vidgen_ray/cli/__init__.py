@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vidgen_ray.cli import operations
 from vidgen_ray.cli.benchmark import benchmark, calibrate
 from vidgen_ray.cli.dataset import dataset_app
 from vidgen_ray.cli.options import (
@@ -189,13 +190,25 @@ def score(
 def doctor(
     config: ConfigOption = "cogvideox_5b_i2v",
     load: Annotated[bool, typer.Option(help="Load the model in its dtype.")] = True,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Look at every node of a Ray cluster instead.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="The cluster; default RAY_ADDRESS, else auto.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Storage that every node of the cluster must write.")
+    ] = None,
     settings: SetOption = None,
 ) -> None:
-    """Say whether this machine can make a clip, and what is missing.
+    """Say whether this machine, or each node of a cluster, can make a clip, and what is missing.
 
     Exit codes: 0 it can, 1 it cannot, 2 bad configuration.
     """
     tree = load_config(config, parse_overrides(settings or []))
+    if cluster:
+        healthy = operations.examine_cluster(tree, address, output)
+        raise typer.Exit(0 if healthy else 1)
     from vidgen_ray.distributed.doctor import examine
 
     marks = {True: "ok", False: "MISSING", None: "note"}
@@ -207,6 +220,9 @@ def doctor(
     verdict = "this machine can make clips" if healthy else "this machine cannot make clips yet"
     _console.print(f"{verdict} with {config}", highlight=False, markup=False)
     raise typer.Exit(0 if healthy else 1)
+
+
+operations.register(app)
 
 
 @app.command()

@@ -156,7 +156,9 @@ def _dataset(todo: list[Attempt], run: Run) -> ray.data.Dataset:
     """The four stages. One row a block, so that a clip goes on as soon as it is made."""
     batch = run.config.batch
     num_ranks = run.config.model.gpus_per_clip
-    pool = pool_size(batch, len(todo), gpus_per_clip=num_ranks)
+    pool = pool_size(
+        batch, len(todo), reserved_cpus=batch.num_cpus_per_score, gpus_per_clip=num_ranks
+    )
     # Ranks reserve what they need by themselves, beside the worker that leads them.
     leads = num_ranks > 1
     context = DataContext.get_current()

@@ -13,6 +13,8 @@ from typing import Any
 
 import ray
 
+from vidgen_ray.distributed.metrics import RetryMetrics
+
 
 @dataclass(frozen=True)
 class Activity:
@@ -34,11 +36,14 @@ class BoardState:
     def __init__(self) -> None:
         self._activities: dict[str, Activity] = {}
         self._begun: Counter[tuple[str, str]] = Counter()
+        self._retries = RetryMetrics("batch")
 
     def begin(self, activity: Activity) -> int:
         """Note that an id enters a stage; how often it entered before without leaving."""
         key = (activity.id, activity.stage)
         before = self._begun[key]
+        if before:
+            self._retries.again("worker_lost")
         self._begun[key] += 1
         self._activities[activity.id] = activity
         return before

@@ -90,22 +90,25 @@ class PoolSize:
 def pool_size(
     batch: BatchConfig | EncodingConfig,
     num_clips: int,
+    *,
+    reserved_cpus: float,
     section: str = "batch",
     gpus_per_clip: int = 1,
 ) -> PoolSize:
     """Workers for `num_clips` on the cluster as it is now, and as `batch` lets it grow.
 
-    A worker of several GPUs needs them on one node, which only its start can tell. `section` is the
-    name of `batch` in the configuration. Raises ConfigError where workers need GPUs and a Ray of
-    this machine alone has none.
+    `reserved_cpus` are left to the other stages: workers that took every CPU would wait for them
+    for ever. A worker of several GPUs needs them on one node, which only its start can tell.
+    `section` is the name of `batch` in the configuration. Raises ConfigError where workers need
+    GPUs and a Ray of this machine alone has none.
     """
     resources = ray.cluster_resources()
-    needs_gpu = batch.num_gpus_per_worker > 0
-    if needs_gpu:
-        room = int(resources.get("GPU", 0) // (batch.num_gpus_per_worker * gpus_per_clip))
-    else:
-        room = int(resources.get("CPU", 1) // batch.num_cpus_per_worker)
-    if needs_gpu and room == 0 and _ray_is_ours():
+    num_gpus = batch.num_gpus_per_worker * gpus_per_clip
+    spare_cpus = resources.get("CPU", 0) - reserved_cpus
+    room = max(0, int(spare_cpus // batch.num_cpus_per_worker))
+    if num_gpus:
+        room = min(room, int(resources.get("GPU", 0) // num_gpus))
+    if resources.get("GPU", 0) < num_gpus and _ray_is_ours():
         raise ConfigError(
             f"{section}.num_gpus_per_worker: {batch.num_gpus_per_worker:g} "
             f"(model.gpus_per_clip: {gpus_per_clip}), but this machine has "

@@ -215,7 +215,9 @@ def _pool(config: Config, num_tasks: int) -> dict[str, Any]:
     encoding = config.encoding
     context = DataContext.get_current()
     context.wait_for_min_actors_s = int(encoding.worker_start_timeout_s)
-    pool = pool_size(encoding, num_tasks, "encoding")
+    pool = pool_size(
+        encoding, num_tasks, reserved_cpus=encoding.num_cpus_per_decode, section="encoding"
+    )
     return {
         "compute": ActorPoolStrategy(
             min_size=pool.least, initial_size=pool.initial, max_size=pool.most

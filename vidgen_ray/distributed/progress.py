@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from vidgen_ray.distributed.board import Activity
+from vidgen_ray.distributed.metrics import ClipMetrics, QueueMetrics
 from vidgen_ray.errors import ArtifactError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.generation.report import render_report
@@ -74,6 +75,8 @@ class RunProgress:
         self._stop = threading.Event()
         self._changed = True
         self._failure: ArtifactError | None = None
+        self._metrics = ClipMetrics("batch")
+        self._queue = QueueMetrics("batch")
 
     def __enter__(self) -> "RunProgress":
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -98,6 +101,7 @@ class RunProgress:
                 self._records[record.id] = record
                 self._made.append(record)
                 self._changed = True
+        self._metrics.settled(record, final=final)
         if not self._console.is_terminal:
             self._console.print(_line(record, final), highlight=False, markup=False)
         if self._failure:
@@ -197,6 +201,7 @@ class RunProgress:
         next_write = next_line = time.monotonic()
         while not self._stop.wait(_POLL_S):
             self._read_board()
+            self._note_queue()
             draw()
             now = time.monotonic()
             if now >= next_line + _LINE_S and not self._console.is_terminal:
@@ -207,6 +212,11 @@ class RunProgress:
                 # A large manifest must not keep the driver busy.
                 spent = time.monotonic() - now
                 next_write = time.monotonic() + max(_WRITE_S, 10 * spent)
+
+    def _note_queue(self) -> None:
+        running, pending = len(self._activities), self.counts["pending"]
+        age_s = time.monotonic() - self._start if pending else 0.0
+        self._queue.queue(max(0, pending - running), running, age_s)
 
     def _write_files(self) -> None:
         try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vidgen_ray.config import Config
 from vidgen_ray.distributed.board import activity
@@ -24,6 +25,8 @@ from vidgen_ray.image_io import read_image
 from vidgen_ray.schema import GenerationRecord, GenerationRequest, Video
 
 logger = logging.getLogger(__name__)
+
+_MAX_OTHER_NODES = 3
 
 Row = dict[str, Any]
 Work = Callable[[Row, GenerationRecord], tuple[Row, GenerationRecord]]
@@ -93,11 +96,10 @@ def save(row: Row, run: Run) -> Row:
     """Commit the clip and its record, or keep the attempt and ask for another (`again`)."""
 
     def work(row: Row, record: GenerationRecord) -> tuple[Row, GenerationRecord]:
-        store = ArtifactStore(run.output)
-        if row["image"] is not None:
-            store.write_thumbnail(record.id, row["image"])
-        video = None if row["frames"] is None else _video(row, record)
-        final = attempts.settle(store, record, video, run.config.quality.max_attempts)
+        try:
+            final = _settle(row, record, run)
+        except ArtifactError as error:
+            final = _settle_elsewhere(row, record, run, error)
         return {**row, "again": final is None}, final or record
 
     row = guard("save", work, row, run, even_failed=True)
@@ -131,6 +133,39 @@ def guard(name: str, work: Work, row: Row, run: Run, *, even_failed: bool = Fals
     finally:
         run.board.end.remote(record.id, name)
     return {**row, "record": record.model_dump_json()}
+
+
+def _settle(row: Row, record: GenerationRecord, run: Run) -> GenerationRecord | None:
+    store = ArtifactStore(run.output)
+    if row["image"] is not None:
+        store.write_thumbnail(record.id, row["image"])
+    video = None if row["frames"] is None else _video(row, record)
+    return attempts.settle(store, record, video, run.config.quality.max_attempts)
+
+
+def _settle_elsewhere(
+    row: Row, record: GenerationRecord, run: Run, error: ArtifactError
+) -> GenerationRecord | None:
+    """One node that lost its storage must not end a run: others may still write.
+
+    Raises `error` where no other of a few can.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    others = [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU")
+    ]
+    for node_id in others[:_MAX_OTHER_NODES]:
+        strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        settle = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(_settle)
+        try:
+            final: GenerationRecord | None = ray.get(settle.remote(row, record, run))
+        except (ArtifactError, ray.exceptions.RayError):
+            continue
+        logger.error("%s: node %s cannot write, another did: %s", record.id, here[:6], error)
+        return final
+    raise ArtifactError(f"{error} (node {here[:6]}, and {len(others)} others)") from error
 
 
 def _video(row: Row, record: GenerationRecord) -> Video:

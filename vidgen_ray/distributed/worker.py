@@ -7,12 +7,14 @@ from dataclasses import replace
 import torch
 
 from vidgen_ray.distributed.board import activity
+from vidgen_ray.distributed.metrics import DeviceMetrics
 from vidgen_ray.distributed.ranks import RankGroup, open_engine
 from vidgen_ray.distributed.stages import Row, Run, guard
 from vidgen_ray.errors import VidgenError
 from vidgen_ray.generation import attempts
 from vidgen_ray.generation.engine import Engine
 from vidgen_ray.image_io import ConditioningImage
+from vidgen_ray.model.device import vram_now
 from vidgen_ray.schema import GenerationRecord
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,7 @@ class Generate:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._engine: Engine | RankGroup | None = None
+        self._metrics = DeviceMetrics("batch")
 
     def __call__(self, row: Row) -> Row:
         """`frames` becomes uint8 [num_frames, height, width, 3]."""
@@ -36,9 +39,10 @@ class Generate:
         entry = activity(record.id, "generate")
 
         def on_step(step: int, num_steps: int) -> None:
-            vram_gb = torch.cuda.memory_reserved() / 1e9 if torch.cuda.is_available() else None
+            vram = vram_now()
+            self._metrics.step(*vram)
             self._run.board.step.remote(
-                replace(entry, step=step, num_steps=num_steps, vram_gb=vram_gb)
+                replace(entry, step=step, num_steps=num_steps, vram_gb=vram.reserved_gb)
             )
 
         facts = record.image

@@ -69,6 +69,7 @@ def with_generation(record: GenerationRecord, generation: "Generation") -> Gener
             "adapter": generation.adapter,
             "stages": generation.stages,
             "peak_vram_gb": generation.peak_vram_gb,
+            "stage_peaks_gb": generation.stage_peaks_gb,
             "device": generation.device,
             "versions": versions(),
         }

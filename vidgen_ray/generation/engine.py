@@ -36,8 +36,6 @@ from vidgen_ray.model.device import (
     describe_device,
     is_out_of_memory,
     num_cores,
-    peak_vram_gb,
-    reset_peak_vram,
 )
 from vidgen_ray.model.parallel import Ranks
 from vidgen_ray.model.positions import positions_for
@@ -70,6 +68,7 @@ class Generation:
     adapter: AdapterRecord | None
     stages: StageTimes
     peak_vram_gb: float | None
+    stage_peaks_gb: dict[str, float]
     device: str
 
 
@@ -136,7 +135,6 @@ class Engine:
         clip = _Clip(request, image, worn, _Watch(on_step, cancelled, timeout_s))
         clock = StageClock(self.device)
         with self._lock:
-            reset_peak_vram(self.device)
             options = self._options_for(profile, _num_pixels(request))
             made = self._attempt(clip, options, clock)
             fell_back = made is None and options.dtype == "float16"
@@ -155,7 +153,10 @@ class Engine:
                 model=self._model_record(options, fell_back, made.num_computed_steps),
                 adapter=worn.record() if worn else None,
                 stages=StageTimes(**clock.seconds),
-                peak_vram_gb=peak_vram_gb(self.device),
+                peak_vram_gb=max(clock.peaks_gb.values(), default=None),
+                stage_peaks_gb={
+                    name.removesuffix("_s"): peak for name, peak in clock.peaks_gb.items()
+                },
                 device=describe_device(self.device),
             )
 
@@ -417,9 +418,8 @@ def _out_of_memory_advice(
     advice = []
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory / 1e9
-        message += (
-            f" (offload {options.offload}, peak {peak_vram_gb(device):.1f} of {total:.1f} GB)"
-        )
+        peak_gb = max(clock.peaks_gb.values(), default=0.0)
+        message += f" (offload {options.offload}, peak {peak_gb:.1f} of {total:.1f} GB)"
         if options.offload in {"none", "model"}:
             advice.append("set model.offload to group or sequential")
         if not options.vae_tiling:

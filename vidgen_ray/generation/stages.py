@@ -1,4 +1,4 @@
-"""Wall-clock seconds of each stage of a clip, with the device's queue drained at its borders."""
+"""Seconds and peak VRAM of each stage of a clip, with the device's queue drained at its borders."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -7,12 +7,18 @@ from typing import Any
 
 import torch
 
+from vidgen_ray.model.device import peak_vram_gb, reset_peak_vram
+
 
 class StageClock:
-    """Adds up seconds by stage name. A stage inside another counts once, for the inner one."""
+    """Adds up seconds by stage name. A stage inside another counts once, for the inner one.
+
+    `peaks_gb` is the most VRAM allocated in each stage, in 1e9 bytes; empty on a CPU.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = {}
+        self.peaks_gb: dict[str, float] = {}
         self.last: str = "start"
         self._device = device
         self._open: list[str] = []
@@ -21,12 +27,14 @@ class StageClock:
     def stage(self, name: str) -> Iterator[None]:
         """Time the block as `name`, a field of `StageTimes`."""
         self.last = name
+        self._note_peak()
         self._open.append(name)
         start = self._now()
         try:
             yield
         finally:
             elapsed = self._now() - start
+            self._note_peak()
             self._open.pop()
             self._add(name, elapsed)
             if self._open:
@@ -59,6 +67,14 @@ class StageClock:
 
     def _add(self, name: str, elapsed: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+
+    def _note_peak(self) -> None:
+        """Credit the peak since the last border to the innermost open stage."""
+        peak_gb = peak_vram_gb(self._device)
+        if peak_gb is not None and self._open:
+            name = self._open[-1]
+            self.peaks_gb[name] = max(peak_gb, self.peaks_gb.get(name, 0.0))
+        reset_peak_vram(self._device)
 
     def _now(self) -> float:
         if self._device.type == "cuda":

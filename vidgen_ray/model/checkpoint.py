@@ -173,7 +173,10 @@ def load_pipeline(
         return pipeline
     try:
         pipeline = CogVideoXImageToVideoPipeline.from_pretrained(
-            checkpoint.folder, dtype=getattr(torch, dtype), local_files_only=True
+            checkpoint.folder,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            use_safetensors=True,  # a pickle would run whatever is in it
         )
     except Exception as error:  # the loaders raise anything from KeyError to SafetensorError
         raise ConfigError(

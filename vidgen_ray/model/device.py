@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -38,6 +39,22 @@ def reset_peak_vram(device: torch.device) -> None:
 def peak_vram_gb(device: torch.device) -> float | None:
     """The most VRAM allocated since the last reset, in 1e9 bytes; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+
+
+class Vram(NamedTuple):
+    """A GPU's name and what this process has of its memory, in 1e9 bytes; None on a CPU."""
+
+    device: str
+    reserved_gb: float | None
+    allocated_gb: float | None
+
+
+def vram_now() -> Vram:
+    """The memory that this process holds on its current GPU."""
+    if not torch.cuda.is_available():
+        return Vram("", None, None)
+    reserved, allocated = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
+    return Vram(torch.cuda.get_device_name(), reserved / 1e9, allocated / 1e9)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -14,7 +14,8 @@ class ServingArguments(Section):
     settings: dict[str, Any] = {}  # section.key: value, over the configuration
     model_id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$")
     output: str = Field("outputs/serving", min_length=1)
-    database: str | None = None  # or VIDGEN_DATABASE_URL; default: SQLite in `output`
+    # Secrets stay out of what is logged of this object.
+    database: str | None = Field(None, repr=False)  # or VIDGEN_DATABASE_URL; default: SQLite
     lora_folder: str | None = None
     api_keys_file: str | None = None  # or VIDGEN_API_KEYS_FILE
     allow_open_network: bool = False  # without API keys on more than loopback
@@ -30,5 +31,7 @@ class ServingArguments(Section):
     fetch_image_urls: bool = False
     webhook_url: str | None = Field(None, pattern=r"^https?://")
     webhook_hosts: list[str] = []  # hosts that a request's own webhook_url may name
-    webhook_secret: str | None = Field(None, pattern=r"^whsec_")  # or VIDGEN_WEBHOOK_SECRET
+    webhook_secret: str | None = Field(
+        None, pattern=r"^whsec_", repr=False
+    )  # or VIDGEN_WEBHOOK_SECRET
     num_cpus_per_score: int = Field(1, ge=1)

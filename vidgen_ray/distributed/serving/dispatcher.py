@@ -12,7 +12,7 @@ from uuid import uuid4
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
-from vidgen_ray.distributed.metrics import DispatcherMetrics
+from vidgen_ray.distributed.metrics import JobMetrics, QueueMetrics, RetryMetrics
 from vidgen_ray.distributed.serving.arguments import ServingArguments
 from vidgen_ray.distributed.serving.jobs import Job, JobStore, Outcome
 from vidgen_ray.distributed.serving.tasks import ClipTask, Settled
@@ -22,7 +22,7 @@ from vidgen_ray.distributed.serving.uploads import (
     remove_files,
 )
 from vidgen_ray.distributed.serving.webhooks import WebhookSender
-from vidgen_ray.errors import StoreError, VidgenError
+from vidgen_ray.errors import ArtifactError, StoreError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.schema import ErrorRecord, GenerationRecord
 
@@ -46,7 +46,9 @@ class Dispatcher:
         self._store = JobStore(arguments.database, retention_s=arguments.retention_s)
         self._artifacts = ArtifactStore(arguments.output)
         self._webhooks = WebhookSender(self._store, arguments.webhook_secret)
-        self._metrics = DispatcherMetrics()
+        self._metrics = JobMetrics()
+        self._queue = QueueMetrics("serving")
+        self._retries = RetryMetrics("serving")
         self._awake = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._draining = False
@@ -132,7 +134,10 @@ class Dispatcher:
         except RayActorError as error:
             logger.warning("worker lost: %s", _first_line(error), extra=log)
             await self._release(job, token, blame=True)
-        except Exception as error:  # the store, Serve, or a defect: another try, later
+        except (ArtifactError, StoreError) as error:  # storage is away: no fault of the job's
+            logger.error("%s", _first_line(error), extra=log)
+            await self._release(job, token, blame=False, delay_s=self._arguments.lease_s / 3)
+        except Exception as error:  # Serve, or a defect: another try, later
             logger.exception("clip could not be made: %s", _first_line(error), extra=log)
             await self._release(job, token, blame=True, delay_s=self._arguments.lease_s / 3)
 
@@ -173,6 +178,8 @@ class Dispatcher:
             await asyncio.to_thread(remove_files, self._artifacts, job.id)
 
     async def _release(self, job: Job, token: str, *, blame: bool, delay_s: float = 0) -> None:
+        if blame:
+            self._retries.again("worker_lost")
         try:
             await asyncio.to_thread(
                 self._store.release, job.id, token, blame=blame, delay_s=delay_s
@@ -185,7 +192,8 @@ class Dispatcher:
         while not self._beating.wait(self._arguments.lease_s / 4):
             try:
                 self._store.renew_all(self._id, self._arguments.lease_s)
-                self._metrics.queue(self._store.count())
+                counts, age_s = self._store.count(), self._store.oldest_wait_s()
+                self._queue.queue(counts.get("queued", 0), counts.get("in_progress", 0), age_s)
             except StoreError as error:
                 logger.error("%s", error)
 

@@ -211,6 +211,13 @@ class JobStore:
             query = select(jobs.c.status, func.count()).group_by(jobs.c.status)
             return {row[0]: row[1] for row in connection.execute(query).all()}
 
+    def oldest_wait_s(self) -> float:
+        """How long the oldest queued job has waited, in seconds; 0 when none waits."""
+        with self._read() as connection:
+            query = select(func.min(jobs.c.created_at)).where(jobs.c.status == "queued")
+            oldest = connection.execute(query).scalar()
+            return max(0.0, time.time() - oldest) if oldest is not None else 0.0
+
     def mean_clip_s(self, last: int = 20) -> float | None:
         """Mean seconds from start to end of the last completed jobs."""
         done = select(jobs.c.started_at, jobs.c.ended_at).where(jobs.c.status == "completed")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vidgen_ray.config import load_config
-from vidgen_ray.distributed.metrics import GeneratorMetrics
+from vidgen_ray.distributed.metrics import DeviceMetrics
 from vidgen_ray.distributed.ranks import open_engine
 from vidgen_ray.distributed.serving.arguments import ServingArguments
 from vidgen_ray.distributed.serving.jobs import JobStore
@@ -18,6 +18,7 @@ from vidgen_ray.generation import attempts
 from vidgen_ray.generation.content import hash_content
 from vidgen_ray.image_io import ConditioningImage, read_image
 from vidgen_ray.model.adapters import open_adapter
+from vidgen_ray.model.device import vram_now
 from vidgen_ray.schema import GenerationRecord, GenerationRequest
 
 logger = logging.getLogger("ray.serve")
@@ -33,7 +34,7 @@ class ClipMaker:
         self._config = load_config(arguments.config, arguments.settings)
         self._store = JobStore(arguments.database)
         self._engine = open_engine(self._config)
-        self._metrics = GeneratorMetrics()
+        self._metrics = DeviceMetrics("serving")
         load_s = self._engine.load()
         logger.info("model loaded", extra={"load_s": round(load_s, 2), "pid": os.getpid()})
 
@@ -71,7 +72,6 @@ class ClipMaker:
             record = attempts.failed(record, type(error).__name__, str(error), "generate")
             return Made(record.model_dump_json(), task.http_request_id, None, None)
         record = attempts.with_generation(record, generation)
-        self._metrics.made(record)
         frames = generation.video.frames
         return Made(record.model_dump_json(), task.http_request_id, image.pixels, frames)
 
@@ -99,7 +99,7 @@ class _Steps:
         task: ClipTask,
         lease_s: float,
         left: threading.Event,
-        metrics: GeneratorMetrics,
+        metrics: DeviceMetrics,
     ) -> None:
         self._store = store
         self._task = task
@@ -111,8 +111,8 @@ class _Steps:
 
     def report(self, done: int, total: int) -> None:
         self.done = done
-        if torch.cuda.is_available():
-            self._metrics.vram(torch.cuda.memory_reserved() / 1e9, torch.cuda.get_device_name())
+        if done > 0:
+            self._metrics.step(*vram_now())
         task = self._task
         try:
             held = self._store.step(task.job_id, task.lease_token, done, total, self._lease_s)

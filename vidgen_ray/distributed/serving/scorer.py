@@ -4,9 +4,10 @@ import asyncio
 import logging
 
 from vidgen_ray.config import load_config
-from vidgen_ray.distributed.metrics import ScorerMetrics
+from vidgen_ray.distributed.metrics import ClipMetrics
 from vidgen_ray.distributed.serving.arguments import ServingArguments
 from vidgen_ray.distributed.serving.tasks import Made, Settled
+from vidgen_ray.errors import ArtifactError
 from vidgen_ray.generation import attempts
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.schema import GenerationRecord, Video
@@ -21,13 +22,25 @@ class Scorer:
         self._arguments = arguments
         self._quality = load_config(arguments.config, arguments.settings).quality
         self._artifacts = ArtifactStore(arguments.output)
-        self._metrics = ScorerMetrics()
+        self._artifacts.check_writable()
+        self._failed = False
+        self._metrics = ClipMetrics("serving")
+
+    def check_health(self) -> None:
+        """After a failure to write, ask for another process, on another node perhaps, for as long
+        as this one cannot write. Raises ArtifactError."""
+        if self._failed:
+            self._artifacts.check_writable()
+            self._failed = False
 
     async def settle(self, made: Made) -> Settled:
         """Commit the attempt, or keep it and ask for another. Raises ArtifactError."""
         work = asyncio.create_task(asyncio.to_thread(self._settle, made))
         try:
             return await asyncio.shield(work)
+        except ArtifactError:
+            self._failed = True
+            raise
         except asyncio.CancelledError:
             await asyncio.wait([work])
             raise
@@ -44,7 +57,7 @@ class Scorer:
             self._artifacts.write_thumbnail(record.id, made.image)
         final = attempts.settle(self._artifacts, record, video, self._quality.max_attempts)
         settled = final or record
-        self._metrics.scored(settled)
+        self._metrics.settled(settled, final=final is not None)
         logger.info(
             "clip settled",
             extra={

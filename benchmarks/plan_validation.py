@@ -1,0 +1,88 @@
+"""What `vidgen plan` says against what happens, with the embedded model on one worker:
+python -m benchmarks.plan_validation."""
+
+import argparse
+import contextlib
+import json
+import sqlite3
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.local_cluster import LocalCluster
+from benchmarks.mixed_load import LENIENT, BatchRun, Service, until
+from vidgen_ray.distributed.capacity import (
+    Scaling,
+    choose_rate,
+    plan_batch,
+    poisson_arrivals,
+    read_rates,
+    simulate,
+)
+
+_LOAD = 0.7  # of the server's one generator
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num-inference-steps", type=int, default=2)
+    parser.add_argument("--clips", type=int, default=6)
+    parser.add_argument("--jobs", type=int, default=12)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="vidgen-plan-"))
+    settings = {**LENIENT, "generation.num_inference_steps": options.num_inference_steps}
+    settings |= {"quality.max_attempts": 1}
+    cluster = LocalCluster(folder / "cluster")
+    try:
+        cluster.start(num_workers=1)
+        rates = read_rates(str(_run(cluster, folder / "small", 3, settings)))
+        rate = choose_rate(rates, "cpu")
+        summary = json.loads(_run(cluster, folder / "large", options.clips, settings).read_text())
+        plan = plan_batch(rate, options.clips, deadline_s=1e9, start_s=0, price_per_gpu_hour=None)
+        print("| | predicted | measured |\n|---|---|---|")
+        print(
+            f"| batch of {options.clips}, from the rates of 3 | {plan.wall_s:.0f} s "
+            f"| {summary['wall_s']:.0f} s |"
+        )
+        service = Service(cluster, folder / "service", settings)
+        service.deploy()
+        for line in _serve(service, rate.clip_s, options.jobs):
+            print(line)
+    finally:
+        cluster.close()
+
+
+def _run(cluster: LocalCluster, folder: Path, num_clips: int, settings: dict[str, object]) -> Path:
+    batch = BatchRun(cluster, folder, num_clips, settings).start()
+    assert batch.wait() == 0, batch.log.read_text()
+    return batch.output / "summary.json"
+
+
+def _serve(service: Service, clip_s: float, num_jobs: int) -> list[str]:
+    """Jobs at random times; how long they waited, and how long the simulation says."""
+    service.post()  # the weights are warm after it
+    until(lambda: service.num_open() == 0, 300, "the first job")
+    arrivals = poisson_arrivals(_LOAD * 3600 / clip_s, hours=100, seed=3)[:num_jobs]
+    begun = time.time()
+    for arrival in arrivals:
+        time.sleep(max(0.0, begun + arrival - time.time()))
+        service.post()
+    until(lambda: service.num_open() == 0, 600, "the jobs", every_s=1)
+    with contextlib.closing(sqlite3.connect(service.output / "jobs.db")) as store:
+        query = "select created_at, started_at, ended_at from vidgen_jobs order by created_at"
+        rows = store.execute(query).fetchall()[1:]
+    waits = [started - created for created, started, _ in rows]
+    took_s = statistics.mean(ended - started for _, started, ended in rows)
+    came = [created - rows[0][0] for created, _, _ in rows]
+    foreseen = simulate(came, took_s, Scaling(1, 1))
+    mean_s, p50_s = statistics.mean(waits), statistics.median(waits)
+    return [
+        f"| wait of {num_jobs} jobs at random, mean | {foreseen.mean_s:.1f} s | {mean_s:.1f} s |",
+        f"| the same, median | {foreseen.p50_s:.1f} s | {p50_s:.1f} s |",
+        f"| (a job took {took_s:.1f} s on average) | | |",
+    ]
+
+
+if __name__ == "__main__":
+    main()

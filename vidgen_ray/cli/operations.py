@@ -1,0 +1,160 @@
+"""The operators' commands: look at a cluster, put the model on it, say how large it must be."""
+
+import os
+import re
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vidgen_ray.cli.options import ConfigOption, SetOption, absolute
+from vidgen_ray.config import Config, load_config, parse_overrides
+from vidgen_ray.errors import RequestError
+
+_console = Console()
+_MARKS = {True: "ok", False: "MISSING", None: "note"}
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+AddressOption = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster (auto, host:port): every node of it. Default: this machine."),
+]
+
+
+def examine_cluster(config: Config, address: str | None, output: str | None) -> bool:
+    """Print what `vidgen doctor --cluster` finds; whether every node can make clips."""
+    from vidgen_ray.distributed import fleet
+    from vidgen_ray.distributed.cluster import connected
+
+    healthy = True
+    with connected(address or os.environ.get("RAY_ADDRESS") or "auto"):
+        shown = None
+        for finding in fleet.examine_cluster(config, absolute(output) if output else None):
+            if finding.node != shown:
+                shown = finding.node
+                _print(f"{shown}:")
+            check = finding.check
+            healthy = healthy and check.ok is not False
+            _print(f"  {_MARKS[check.ok]:8}{check.name:12}{check.finding}")
+    return healthy
+
+
+def prefetch(
+    config: ConfigOption = "cogvideox_5b_i2v",
+    address: AddressOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Put the model's weights on this machine, or with --address on every node, once.
+
+    Exit codes: 0 they are there, 1 not on every node, 2 bad configuration.
+    """
+    model = load_config(config, parse_overrides(settings or [])).model
+    if address is None:
+        from vidgen_ray.model.checkpoint import open_checkpoint
+
+        start = time.monotonic()
+        checkpoint = open_checkpoint(model)
+        spent_s = time.monotonic() - start
+        _print(f"{model.checkpoint}: {checkpoint.folder}, {spent_s:.1f} s")
+        return
+    from vidgen_ray.distributed.cluster import connected
+    from vidgen_ray.distributed.fleet import prefetch_everywhere
+
+    complete = True
+    with connected(address):
+        for finding in prefetch_everywhere(model):
+            complete = complete and finding.check.ok is True
+            _print(f"{_MARKS[finding.check.ok]:8}{finding.node}  {finding.check.finding}")
+    raise typer.Exit(0 if complete else 1)
+
+
+def plan(
+    clips: Annotated[int, typer.Option(min=1, help="Clips to make.")],
+    deadline: Annotated[str, typer.Option(help="By when: 90m, 24h, 2d.")] = "24h",
+    gpu: Annotated[
+        str | None, typer.Option(help="Part of a measured device's name, such as h200.")
+    ] = None,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(min=0, help="In your currency; gives the cost.")
+    ] = None,
+    rates: Annotated[
+        str, typer.Option(help="PROJECT_SUMMARY.json, or the summary.json of a batch of yours.")
+    ] = "PROJECT_SUMMARY.json",
+    start: Annotated[
+        str, typer.Option(help="How long a GPU node takes to come up, before weights load.")
+    ] = "5m",
+    arrivals_per_hour: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Also simulate a server that is asked this often, at random."),
+    ] = None,
+    min_replicas: Annotated[int, typer.Option(min=0, help="Of the simulated server.")] = 1,
+    max_replicas: Annotated[int, typer.Option(min=1, help="Of the simulated server.")] = 8,
+) -> None:
+    """Say how many GPUs, hours and how much money clips take, from measured rates.
+
+    Exit codes: 0 there is a plan, 2 there is none: no rate for this GPU, or too near a deadline.
+    """
+    from vidgen_ray.distributed import capacity
+
+    rate = capacity.choose_rate(capacity.read_rates(rates), gpu)
+    start_s = _seconds("start", start)
+    batch = capacity.plan_batch(
+        rate,
+        clips,
+        deadline_s=_seconds("deadline", deadline),
+        start_s=start_s,
+        price_per_gpu_hour=price_per_gpu_hour,
+    )
+    _print(
+        f"rate:   {rate.clip_s:.1f} s of {rate.device} a clip and {rate.cpu_s:.1f} s of a CPU core "
+        f"({rate.name}), {rate.attempts_per_clip:.2f} attempts a clip"
+    )
+    cost = "" if batch.cost is None else f", costs {batch.cost:,.2f}"
+    _print(
+        f"batch:  {clips} clips in {batch.wall_s / 3600:.1f} h on {batch.num_gpus} GPUs: "
+        f"{batch.gpu_hours:.1f} GPU-hours{cost}; {batch.num_score_cores} CPU cores to score"
+    )
+    if arrivals_per_hour is None:
+        return
+    if min_replicas > max_replicas:
+        raise RequestError(
+            f"min_replicas: must be at most max_replicas ({max_replicas}), got {min_replicas}"
+        )
+    scaling = capacity.Scaling(min_replicas, max_replicas, start_s=start_s + rate.load_s)
+    hours = max(24.0, 2000 / arrivals_per_hour)
+    if arrivals_per_hour * rate.attempts_per_clip * rate.clip_s / 3600 >= max_replicas:
+        raise RequestError(
+            f"max_replicas: {max_replicas} GPUs make "
+            f"{max_replicas * 3600 / rate.clip_s / rate.attempts_per_clip:.0f} clips an hour, less "
+            f"than the {arrivals_per_hour:g} that come: the queue would grow for ever; allow more"
+        )
+    arrivals = capacity.poisson_arrivals(arrivals_per_hour, hours)
+    waiting = capacity.simulate(arrivals, rate.clip_s * rate.attempts_per_clip, scaling)
+    price = (
+        ""
+        if price_per_gpu_hour is None
+        else (f", {waiting.mean_replicas * price_per_gpu_hour:.2f} an hour")
+    )
+    _print(
+        f"server: {waiting.num_clips} clips at random over {hours:.0f} h wait "
+        f"{waiting.p50_s:.0f} s (median), {waiting.p99_s:.0f} s (p99); "
+        f"{waiting.mean_replicas:.1f} GPUs on average, {waiting.utilisation:.0%} at work{price}"
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to `app`."""
+    app.command()(prefetch)
+    app.command()(plan)
+
+
+def _seconds(name: str, text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
+    if match is None:
+        raise RequestError(f"{name}: must be a number with s, m, h or d such as 24h, got {text!r}")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _print(line: str) -> None:
+    _console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,230 @@
+"""How many GPUs, hours and how much money clips take, from rates that were measured."""
+
+import heapq
+import json
+import math
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from vidgen_ray.errors import RequestError
+from vidgen_ray.schema import BatchSummary, ProjectSummary
+
+_TICK_S = 1.0
+_HOUR_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What a clip takes: seconds of a GPU, seconds of a CPU core beside it, seconds to load.
+
+    `attempts_per_clip` counts clips that were rejected and made again.
+    """
+
+    name: str
+    device: str
+    clip_s: float
+    cpu_s: float
+    load_s: float
+    attempts_per_clip: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A batch on `num_gpus` GPUs."""
+
+    num_gpus: int
+    wall_s: float
+    gpu_hours: float
+    cost: float | None
+    num_score_cores: int
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How replicas follow demand; the fields are those of Serve's `autoscaling_config`.
+
+    `start_s` is from the decision to a replica that works: a node's start, and the weights.
+    """
+
+    min_replicas: int = 1
+    max_replicas: int = 8
+    start_s: float = 0.0
+    upscale_delay_s: float = 5.0
+    downscale_delay_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How long clips waited until one was begun, in seconds, and what that took."""
+
+    num_clips: int
+    p50_s: float
+    p99_s: float
+    mean_s: float
+    mean_replicas: float
+    utilisation: float
+
+
+def read_rates(path: str) -> list[Rate]:
+    """The rates in a `PROJECT_SUMMARY.json`, or in the `summary.json` of a batch.
+
+    Raises RequestError.
+    """
+    try:
+        tree = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"rates: cannot be read: {path}: {error}; name a PROJECT_SUMMARY.json or the "
+            "summary.json of a batch with --rates"
+        ) from None
+    try:
+        if "batches" in tree:
+            named = ProjectSummary.model_validate(tree).batches
+        else:
+            named = {Path(path).parent.name: BatchSummary.model_validate(tree)}
+    except (ValidationError, TypeError) as error:
+        raise RequestError(f"rates: {path} is no summary: {str(error).splitlines()[0]}") from None
+    return [rate for name, summary in named.items() if (rate := _rate(name, summary)) is not None]
+
+
+def choose_rate(rates: Sequence[Rate], gpu: str | None) -> Rate:
+    """The first rate whose device or name holds `gpu`, in any case; by default the first GPU's.
+
+    Raises RequestError.
+    """
+    for rate in rates:
+        known = f"{rate.name} {rate.device}".lower()
+        if (gpu is None and not rate.device.startswith("CPU")) or (gpu and gpu.lower() in known):
+            return rate
+    known = ", ".join(f"{rate.device} ({rate.name})" for rate in rates) or "none"
+    raise RequestError(
+        f"gpu: no rate was measured on {gpu or 'a GPU'}; measured: {known}. Run a small batch "
+        "there and name its summary.json with --rates"
+    )
+
+
+def plan_batch(
+    rate: Rate,
+    num_clips: int,
+    *,
+    deadline_s: float,
+    start_s: float,
+    price_per_gpu_hour: float | None,
+) -> Plan:
+    """The fewest GPUs that make `num_clips` within `deadline_s`; a GPU works from `start_s` on.
+
+    A worker makes one clip after the other, and CPUs score beside it. Raises RequestError where no
+    number of GPUs is enough.
+    """
+    num_attempts = math.ceil(num_clips * rate.attempts_per_clip)
+    begin_s = start_s + rate.load_s
+    rounds = int((deadline_s - begin_s - rate.cpu_s) // rate.clip_s)
+    if rounds < 1:
+        least = begin_s + rate.clip_s + rate.cpu_s
+        raise RequestError(
+            f"deadline: must be at least {least:.0f} s, the time of the first clip, got "
+            f"{deadline_s:.0f} s"
+        )
+    num_gpus = math.ceil(num_attempts / rounds)
+    wall_s = begin_s + math.ceil(num_attempts / num_gpus) * rate.clip_s + rate.cpu_s
+    gpu_hours = num_gpus * wall_s / _HOUR_S
+    return Plan(
+        num_gpus=num_gpus,
+        wall_s=wall_s,
+        gpu_hours=gpu_hours,
+        cost=None if price_per_gpu_hour is None else gpu_hours * price_per_gpu_hour,
+        num_score_cores=math.ceil(num_gpus * rate.cpu_s / rate.clip_s),
+    )
+
+
+def poisson_arrivals(per_hour: float, hours: float, seed: int = 0) -> list[float]:
+    """Times in seconds at which clips are asked for, at random with this mean rate."""
+    source = random.Random(seed)
+    times, now = [], source.expovariate(per_hour / _HOUR_S)
+    while now < hours * _HOUR_S:
+        times.append(now)
+        now += source.expovariate(per_hour / _HOUR_S)
+    return times
+
+
+def simulate(arrivals: Sequence[float], clip_s: float, scaling: Scaling) -> Waiting:
+    """Clips that come at `arrivals` (seconds, ascending), oldest first, on replicas that scale.
+
+    A replica makes one clip at a time, in `clip_s`. Once a second the wanted number is that of the
+    clips that wait or run, within the limits; more wanted for `upscale_delay_s` starts replicas,
+    fewer for `downscale_delay_s` lets idle ones go. Raises RequestError.
+    """
+    if not arrivals:
+        raise RequestError("arrivals: none came in the simulated time; simulate more hours")
+    free = [0.0] * scaling.min_replicas  # when each replica can begin its next clip
+    queue: deque[float] = deque()
+    waits: list[float] = []
+    ends: list[float] = []  # of the clips that run
+    above = below = replica_s = now = 0.0
+    coming = iter(arrivals)
+    following = next(coming, None)
+    while following is not None or queue or ends:
+        now += _TICK_S
+        while following is not None and following <= now:
+            queue.append(following)
+            following = next(coming, None)
+        while queue and free and max(free[0], queue[0]) <= now:
+            asked = queue.popleft()
+            begun = max(asked, heapq.heappop(free))
+            waits.append(begun - asked)
+            heapq.heappush(free, begun + clip_s)
+            heapq.heappush(ends, begun + clip_s)
+        while ends and ends[0] <= now:
+            heapq.heappop(ends)
+        wanted = min(scaling.max_replicas, max(scaling.min_replicas, len(queue) + len(ends)))
+        above = above + _TICK_S if wanted > len(free) else 0.0
+        below = below + _TICK_S if wanted < len(free) else 0.0
+        if above >= scaling.upscale_delay_s and wanted > len(free):
+            for _ in range(wanted - len(free)):
+                heapq.heappush(free, now + scaling.start_s)
+            above = 0.0
+        elif below >= scaling.downscale_delay_s:
+            free = _let_go(free, wanted, now)
+            below = 0.0
+        replica_s += len(free) * _TICK_S
+    waits.sort()
+    return Waiting(
+        num_clips=len(waits),
+        p50_s=_quantile(waits, 0.5),
+        p99_s=_quantile(waits, 0.99),
+        mean_s=sum(waits) / len(waits),
+        mean_replicas=replica_s / now,
+        utilisation=len(waits) * clip_s / replica_s,
+    )
+
+
+def _let_go(free: list[float], wanted: int, now: float) -> list[float]:
+    idle = sorted(time for time in free if time <= now)
+    kept = [time for time in free if time > now] + idle[len(free) - wanted :]
+    heapq.heapify(kept)
+    return kept
+
+
+def _quantile(ascending: Sequence[float], share: float) -> float:
+    return ascending[min(len(ascending) - 1, int(share * len(ascending)))]
+
+
+def _rate(name: str, summary: BatchSummary) -> Rate | None:
+    stages: dict[str, Any] = summary.median_stages.model_dump()
+    on_device = ("text_s", "image_encode_s", "denoise_s", "decode_s")
+    if stages["denoise_s"] is None or not summary.devices or summary.total == 0:
+        return None
+    return Rate(
+        name=name,
+        device=summary.devices[0],
+        clip_s=sum(stages[stage] or 0.0 for stage in on_device),
+        cpu_s=(stages["score_s"] or 0.0) + (stages["save_s"] or 0.0),
+        load_s=stages["load_s"] or 0.0,
+        attempts_per_clip=max(1.0, summary.made / summary.total),
+    )
