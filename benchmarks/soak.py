@@ -47,6 +47,7 @@ class Soak:
     num_steps: int = 40
     outcomes: list[Outcome] = field(default_factory=list)
     batches: list[BatchRun] = field(default_factory=list)
+    num_restarts: int = 0  # of a batch whose driver ended before its clips were made
 
     def __post_init__(self) -> None:
         self.storage = self.folder / "storage"
@@ -165,7 +166,8 @@ class Soak:
         lines.append("")
         lines.append(
             f"{done} clips of {len(self.batches)} batches, {jobs} jobs of the server: none lost, "
-            f"none doubled; {self.num_tries_again()} jobs were begun more than once."
+            f"none doubled; {self.num_tries_again()} jobs were begun more than once, "
+            f"{self.num_restarts} times a batch was run again."
         )
         return "\n".join(lines)
 
@@ -214,6 +216,7 @@ class Soak:
                 return
             if code == 0:
                 break
+            self.num_restarts += 1
             batch.start()
         if not wait:
             self.next_batch()

@@ -31,3 +31,4 @@ def test_a_batch_of_sixty_and_a_server_survive_every_fault(soak: Soak) -> None:
     print(soak.table())
     assert len({outcome.fault for outcome in soak.outcomes}) == 5
     assert all(outcome.made_again == 0 for outcome in soak.outcomes)
+    assert soak.num_restarts == 1  # after everything was killed, not when a node could not write

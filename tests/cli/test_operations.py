@@ -1,0 +1,90 @@
+"""`vidgen plan` answers in one screen, and says what is wrong with what was typed."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from vidgen_ray.schema import BatchSummary, StageTimes
+
+ROOT = Path(__file__).parents[2]
+
+Plan = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """`vidgen plan` with the rates of a small batch: 90 s of a GPU a clip, no clip rejected."""
+    counts = dict.fromkeys(("needs_review", "failed", "quarantined", "pending"), 0)
+    summary = BatchSummary(
+        run_id="measured",
+        config="cogvideox_5b_i2v",
+        started_at=datetime.now(UTC),
+        finished_at=datetime.now(UTC),
+        wall_s=300,
+        total=3,
+        accepted=3,
+        made=3,
+        median_stages=StageTimes(load_s=10, denoise_s=88, decode_s=2, score_s=10, save_s=2),
+        devices=["NVIDIA H200"],
+        **counts,
+    )
+    path = tmp_path_factory.mktemp("measured") / "summary.json"
+    path.write_text(summary.model_dump_json())
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        rates = [] if "--rates" in arguments else ["--rates", str(path)]
+        command = [sys.executable, "-m", "vidgen_ray", "plan", "--clips", "1000", *rates]
+        return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def test_a_plan_has_gpus_hours_and_cost(plan: Plan) -> None:
+    done = plan("--gpu", "h200", "--deadline", "24h", "--price-per-gpu-hour", "3.5")
+    assert done.returncode == 0, done.stderr
+    # 300 s for the node, 10 s for the weights, 500 clips of 90 s, 12 s to score the last one
+    assert "1000 clips in 12.6 h on 2 GPUs: 25.2 GPU-hours, costs 88.13" in done.stdout
+    assert "server:" not in done.stdout
+
+
+def test_a_tighter_deadline_takes_more_gpus(plan: Plan) -> None:
+    assert "on 7 GPUs" in plan("--deadline", "4h").stdout
+
+
+def test_the_summary_of_this_project_is_the_default() -> None:
+    command = [sys.executable, "-m", "vidgen_ray", "plan", "--clips", "10", "--gpu", "h200"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "NVIDIA H200" in done.stdout
+
+
+def test_a_server_is_simulated_when_arrivals_are_known(plan: Plan) -> None:
+    done = plan("--arrivals-per-hour", "60", "--price-per-gpu-hour", "2")
+    assert done.returncode == 0, done.stderr
+    assert "(p99)" in done.stdout
+    assert "an hour" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--gpu", "a100"], "gpu: no rate was measured on a100"),
+        (["--deadline", "tomorrow"], "deadline: must be a number with s, m, h or d"),
+        (["--deadline", "1m"], "deadline: must be at least"),
+        (["--rates", "nowhere.json"], "rates: cannot be read: nowhere.json"),
+        (["--arrivals-per-hour", "900"], "the queue would grow for ever"),
+        (
+            ["--arrivals-per-hour", "9", "--min-replicas", "9"],
+            "min_replicas: must be at most max_replicas (8), got 9",
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_one_error(plan: Plan, arguments: list[str], says: str) -> None:
+    done = plan(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert says in " ".join(done.stderr.split())
