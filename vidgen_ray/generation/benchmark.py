@@ -85,7 +85,8 @@ def run_benchmark(
     """Measure `request` made plainly, by each profile, and by other pipelines; clips by name.
 
     A profile's own number of steps counts unless `config.pinned` says otherwise. A contestant that
-    fails keeps its row, with the error; `on_row` hears of each at once. Raises RequestError and ConfigError for bad input.
+    fails keeps its row, with the error; `on_row` hears of each at once. Raises RequestError and
+    ConfigError for bad input.
     """
     checkpoint = open_checkpoint(config.model)
     checkpoint.check_request(request)
