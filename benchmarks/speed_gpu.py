@@ -6,12 +6,13 @@ Needs no hub: weights of the full size are made on the device. Each part runs in
 own within `--limit-s`, so that one that fails or hangs is reported and the others go on. Prints a
 line for each figure and keeps them as OUT/<part>.json. `--size tiny` tries the script on a CPU.
 Ratios are within one run, medians of device time. Nothing is extrapolated: a time for N steps is
-that of N steps, and `step_ms` is their difference to one step fewer where it says so.
+that of N steps.
 """
 
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from vidgen_ray.model.attention import JointAttention, attend, choose_attention,
 from vidgen_ray.model.checkpoint import load_pipeline, open_checkpoint
 from vidgen_ray.model.compilation import compile_decoder
 from vidgen_ray.model.flops import count_flops, matrix_rate
+from vidgen_ray.model.parallel import join, leave
 from vidgen_ray.model.quantization import Float8Linear, quantize_linears
 from vidgen_ray.model.untrained import ARCHITECTURES, make_checkpoint
 from vidgen_ray.schema import BenchmarkRow, GenerationRequest, resolve_request
@@ -53,6 +55,7 @@ LADDER: dict[str, dict[str, object]] = {
     "fast": {"compile": True, "linears": "fp8", "step_cache": 0.15},
     "exact, VAE compiled": {"compile": True, "compile_vae": True},
 }
+RANKED: dict[str, dict[str, object]] = {"exact": {"compile": "auto", "vae_tiling": True}}
 PLACEMENTS: dict[str, dict[str, object]] = {
     "none, tiled": {"vae_tiling": True},
     "none, tiled, fp8 weights": {"vae_tiling": True, "linears": "fp8_weights"},
@@ -316,6 +319,65 @@ def lora(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
     return figures
 
 
+def ranks(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
+    """One clip on 1, 2, 4, ... GPUs of this host, profile `exact`: seconds and scaling."""
+    most = torch.cuda.device_count() if DEVICE.type == "cuda" else 2
+    sizes = [size for size in (1, 2, 4, 8) if size <= most]
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        make_checkpoint(arguments.architecture, Path(folder) / "model", weights=False)
+        for size in sizes:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+            command = [sys.executable, __file__, "--size", arguments.size, "--output", folder]
+            command += ["--num-steps", str(arguments.num_steps)]
+            processes = [
+                subprocess.Popen(
+                    [*command, "--rank", f"{rank}/{size}/{address}"],
+                    env={**os.environ, "CUDA_VISIBLE_DEVICES": str(rank)},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+                for rank in range(size)
+            ]
+            try:
+                said = [process.communicate(timeout=300) for process in processes]
+            finally:
+                for process in processes:
+                    process.kill()
+            if any(process.returncode for process in processes) or not said[0][0]:
+                lines = [(errors.strip().splitlines() or ["no output"])[-1] for _, errors in said]
+                say(f"{size} ranks: {lines}")
+                figures[str(size)] = {"error": lines}
+                continue
+            seconds = json.loads(said[0][0].strip().splitlines()[-1])
+            total = sum(seconds.values())
+            alone = sum(figures["1"].values()) if "error" not in figures.get("1", "error") else 0
+            say(f"{size} ranks: {total:.2f} s, {(alone or total) / total:.2f}x, {seconds}")
+            figures[str(size)] = seconds
+    return figures
+
+
+def one_rank(arguments: argparse.Namespace) -> None:
+    """One rank of a clip; rank 0 prints the seconds of the second clip by stage."""
+    rank, size, address = arguments.rank.split("/", 2)
+    folder = Path(arguments.output)
+    overrides = {"profiles": RANKED, "default_profile": "exact", "model.dtype": "bfloat16"}
+    overrides["model.checkpoint"] = str(folder / "model")
+    overrides["model.compile_cache"] = str(folder / "compiled")
+    config, request, _ = _setup(arguments, folder / f"of-{rank}-{size}", overrides, write=False)
+    group = join(int(rank), int(size), address, DEVICE, 240) if int(size) > 1 else None
+    engine = Engine(config, group)
+    request = request.model_copy(update={"mode": "optimized", "profile": "exact"})
+    engine.generate(request)
+    made = engine.generate(request)
+    if rank == "0":
+        print(json.dumps(made.stages.model_dump(exclude_none=True)))
+    leave()
+
+
 PARTS = {
     "kernels": kernels,
     "profiles": profiles,
@@ -324,6 +386,7 @@ PARTS = {
     "memory": memory,
     "fp16": fp16,
     "lora": lora,
+    "ranks": ranks,
 }
 
 
@@ -390,15 +453,17 @@ def _setup(
     """A configuration for weights made on load, and a request for a picture drawn here."""
     if write:
         make_checkpoint(arguments.architecture, folder / "model", weights=False)
-    base = load_config("nano", {"model.checkpoint": str(folder / "model")})
+    checkpoint = (overrides or {}).get("model.checkpoint", str(folder / "model"))
+    base = load_config("nano", {"model.checkpoint": checkpoint})
     found = open_checkpoint(base.model)
     shape = {name: getattr(found, name) for name in ("num_frames", "height", "width")}
+    folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "picture.png"
     y, x = np.mgrid[0 : found.height, 0 : found.width] / found.height
     pixels = np.stack([x / 2, y, 0.5 + 0.5 * np.sin(9 * x * y)], axis=-1)
     Image.fromarray((255 * pixels).astype(np.uint8)).save(picture)
     settings = {f"generation.{name}": value for name, value in shape.items()}
-    settings |= {"model.checkpoint": str(folder / "model"), "model.offload": "none"}
+    settings |= {"model.checkpoint": checkpoint, "model.offload": "none"}
     settings |= {"generation.num_inference_steps": arguments.num_steps}
     config = load_config("cogvideox_5b_i2v", {**settings, **(overrides or {})})
     fields = {"id": "speed", "image": str(picture), "prompt": "slow push in", "seed": 0}
@@ -455,6 +520,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--limit-s", type=float, default=240, help="for each part")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--first-step", help=argparse.SUPPRESS)
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.architecture = {"full": "cogvideox_5b_i2v", "tiny": "tiny"}[arguments.size]
     return arguments
@@ -464,6 +530,9 @@ def main() -> None:
     arguments = _parse()
     if arguments.first_step:
         first_step(arguments)
+        return
+    if arguments.rank:
+        one_rank(arguments)
         return
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)

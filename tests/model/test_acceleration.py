@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vidgen_ray.config import ModelConfig, Profile, load_config
+from vidgen_ray.errors import ConfigError
 from vidgen_ray.model.acceleration import _peak_bytes, choose_options, requested_options
 from vidgen_ray.model.checkpoint import Checkpoint
 
@@ -80,3 +81,29 @@ def test_8_bit_linears_leave_room_for_the_text_encoder(full_size: Checkpoint) ->
         for linears in ("exact", "fp8")
     }
     assert 4e9 < needs["exact"] - needs["fp8"] < 5.6e9
+
+
+def test_what_cannot_go_together_is_refused(full_size: Checkpoint) -> None:
+    profile = Profile(linears="fp8_weights", offload="sequential", attention="native")
+    with pytest.raises(ConfigError, match="offload: sequential goes with neither compile nor"):
+        choose_options(
+            ModelConfig(), full_size, torch.device("cuda"), NUM_PIXELS, int(12e9), profile
+        )
+
+
+def test_auto_compiles_on_a_gpu_whose_weights_stay_and_nowhere_else(
+    full_size: Checkpoint,
+) -> None:
+    profile = Profile(compile="auto", attention="native")
+    cuda = torch.device("cuda")
+    resident = choose_options(ModelConfig(), full_size, cuda, NUM_PIXELS, int(80e9), profile)
+    streamed = choose_options(ModelConfig(), full_size, cuda, NUM_PIXELS, int(12e9), profile)
+    on_cpu = choose_options(
+        ModelConfig(), full_size, torch.device("cpu"), NUM_PIXELS, profile=profile
+    )
+    compiled = [options.speedups and options.speedups.compile for options in (resident, streamed)]
+    assert compiled == [True, False]
+    assert on_cpu.speedups is not None
+    assert not on_cpu.speedups.compile
+    assert resident.folds_adapters
+    assert not streamed.folds_adapters

@@ -128,3 +128,24 @@ def test_a_clip_that_hangs_makes_the_replica_unhealthy(
     bench.generator._clip_timeout_s = 0.0
     monkeypatch.setattr(bench.generator._maker, "make", hangs)
     asyncio.run(scenario())
+
+
+@pytest.mark.timeout(600)
+def test_ranks_make_clips_and_stop_together(
+    tmp_path: Path, tiny_overrides: dict[str, object]
+) -> None:
+    bench = Bench(tmp_path, {**tiny_overrides, **LENIENT, "model.gpus_per_clip": 2})
+
+    async def scenario() -> Made | None:
+        left = asyncio.create_task(bench.generator.generate(bench.task("left", 2000)))
+        await bench.until_step("left", 3)
+        bench.store.cancel("left")
+        assert await left is None
+        return await bench.generator.generate(bench.task("whole", 3))
+
+    made = asyncio.run(scenario())
+    assert made is not None
+    record = GenerationRecord.model_validate_json(made.record)
+    assert record.model is not None
+    assert record.model.acceleration is not None
+    assert record.model.acceleration.ranks == 2

@@ -168,18 +168,17 @@ def apply_options(
     `compile_cache` is the folder to keep compiled code in. With `ranks` it works on its share.
     """
     pipeline.scheduler = make_scheduler(pipeline, options.scheduler)
-    speedups = options.speedups
+    speedups = options.speedups or (Speedups() if ranks else None)
     if options.vae_tiling:
         enable_tiling(pipeline.vae)
         if ranks:
             share_tiles(pipeline.vae, ranks)
     if speedups is None:
         _place(pipeline, options.offload, device)
-        if ranks is None:
-            return Applied()
-        return Applied(Denoiser(pipeline.transformer, "native", None, ranks))
+        return Applied()
     if isinstance(pipeline.scheduler, CogVideoXDPMScheduler):
         pipeline.scheduler = SyncFreeDPM.from_config(pipeline.scheduler.config)
+    # Before hooks that move weights, which wrap the forward pass they find.
     denoiser = Denoiser(pipeline.transformer, speedups.attention, speedups.step_cache, ranks)
     if options.offload in {"none", "text"}:
         pipeline.transformer.to(device)  # there quantising takes a second
