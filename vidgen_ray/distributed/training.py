@@ -275,17 +275,17 @@ def _check_resources(arguments: TrainingArguments) -> None:
         return
     resources = ray.cluster_resources()
     there = resources.get("GPU", 0)
-    num_cpus = arguments.num_workers * arguments.config.training.num_cpus_per_worker
-    if num_cpus > resources.get("CPU", 0):
-        raise ConfigError(
-            f"num_workers: {arguments.num_workers} need {num_cpus:g} CPUs, but this machine has "
-            f"{resources.get('CPU', 0):g}; use fewer workers, or name a cluster with --address"
-        )
     if needed > there:
         raise ConfigError(
             f"num_workers: {arguments.num_workers} need {needed:g} GPUs, but this machine has "
             f"{there:g}; use --config training/lora_nano for the small model on the CPU, or name a "
             "cluster with --address"
+        )
+    num_cpus = arguments.num_workers * arguments.config.training.num_cpus_per_worker
+    if num_cpus > resources.get("CPU", 0):
+        raise ConfigError(
+            f"num_workers: {arguments.num_workers} need {num_cpus:g} CPUs, but this machine has "
+            f"{resources.get('CPU', 0):g}; use fewer workers, or name a cluster with --address"
         )
 
 
@@ -307,8 +307,8 @@ def _estimate(
         except ray.exceptions.GetTimeoutError:
             raise ConfigError(
                 f"training.num_gpus_per_worker: the cluster had no free worker with "
-                f"{training.num_gpus_per_worker:g} GPUs for {_DEVICE_WAIT_S:g} s; add nodes, or end "
-                "what holds them"
+                f"{training.num_gpus_per_worker:g} GPUs for {_DEVICE_WAIT_S:g} s; add nodes, or "
+                "end what holds them"
             ) from None
     else:
         facts = device_facts(config, num_here)
