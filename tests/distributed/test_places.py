@@ -1,4 +1,4 @@
-"""A batch on object storage, and as a Ray job on a cluster that `ray start` made."""
+"""A batch on object storage; batch, encoding and training as Ray jobs on a cluster."""
 
 import json
 import os
@@ -13,10 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import psutil
 import pytest
+import yaml
 
-from vidgen_ray.schema import GenerationRecord, RunStatus
+from vidgen_ray.config import load_config
+from vidgen_ray.schema import GenerationRecord, RunStatus, Video
+from vidgen_ray.video_io import write_video
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -200,3 +204,35 @@ def test_a_validation_as_a_ray_job(
 
 def read_status(output: Path) -> RunStatus:
     return RunStatus.model_validate_json((output / "status.json").read_text())
+
+
+def test_encoding_and_training_as_ray_jobs(
+    cluster: str, tiny_training: dict[str, object], tmp_path: Path
+) -> None:
+    for index in range(2):
+        y, x, t = np.mgrid[0:64, 0:96, 0:9]
+        frames = np.stack([x * 2 + 5 * t, y * 3, x + 80 * index], -1).transpose(2, 0, 1, 3)
+        write_video(tmp_path / f"{index}.mp4", Video(frames.astype(np.uint8), 8.0))
+    source = {"dataset": "test", "licence": "CC0"}
+    rows = [
+        {"id": str(index), "video": f"{index}.mp4", "prompt": "pan left", "source": source}
+        for index in range(2)
+    ]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = {**tiny_training, "training.num_epochs": 2, "training.num_samples": 1}
+    tree = load_config("training/lora_nano", overrides).model_dump(mode="json")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    config = ["--config", str(tmp_path / "config.yaml")]
+    latents, output = str(tmp_path / "latents"), tmp_path / "lora"
+    encode = ["jobs/encode.py", str(tmp_path / "metadata.jsonl"), "--output", latents, *config]
+    encoded = submit_first(cluster, "--working-dir", ".", "--", sys.executable, *encode)
+    assert encoded.returncode == 0, encoded.stdout + encoded.stderr
+    assert "2 rows: 2 encoded, 0 reused" in encoded.stdout
+    train = ["jobs/train.py", "--latents", latents, "--output", str(output), *config]
+    workers = ["--num-workers", "2"]
+    trained = ray_job(
+        cluster, "submit", "--working-dir", ".", "--", sys.executable, *train, *workers
+    )
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert (output / "adapter_final" / "pytorch_lora_weights.safetensors").is_file()
+    assert (output / "samples" / "epoch-0002-1.mp4").is_file()

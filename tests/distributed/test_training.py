@@ -4,8 +4,10 @@ import csv
 import io
 import os
 import signal
+import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from safetensors.torch import load_file
 from vidgen_ray.config import load_config
 from vidgen_ray.distributed.training import TrainingArguments, run_training
 from vidgen_ray.errors import ConfigError, DatasetError, EngineError, Interrupted
+from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.training.loop import Trainer
+from vidgen_ray.training.state import committed_states, load_state
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
@@ -139,7 +143,7 @@ def test_sigterm_commits_and_leaves_and_the_run_goes_on(run: Run, other: Run) ->
 
 def test_changed_settings_are_refused_and_named(run: Run) -> None:
     run.train(num_epochs=1)
-    with pytest.raises(ConfigError, match=r"output: .* training\.learning_rate was 0\.01, is 0\.5"):
+    with pytest.raises(ConfigError, match=r"output: .*learning_rate was 0\.01, is 0\.5"):
         run.train(num_epochs=1, learning_rate=0.5)
     with pytest.raises(ConfigError, match=r"samples a step was 1, is 2"):
         run.train(num_epochs=1, batch_size=2)
@@ -202,17 +206,41 @@ def test_a_loss_that_is_not_finite_stops_with_one_error(run: Run) -> None:
 def test_eight_bit_moments_train(run: Run) -> None:
     pytest.importorskip("torchao")
     run.train(num_epochs=2, optimizer="adamw8bit", checkpoint_every_steps=3)
+    store = ArtifactStore(str(run.output))
+    state = load_state(store, committed_states(store)[-1])
+    assert state.num_steps == 8
+    assert state.optimizer["state"]
     assert any((weight != 0).any() for name, weight in run.weights().items() if "lora_B" in name)
 
 
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
 def test_mlflow_gets_every_step(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = pytest.importorskip("mlflow")
+    import mlflow
+
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     run.train(num_epochs=1, trackers=["mlflow"])
-    (found,) = mlflow.MlflowClient().search_runs(
-        [mlflow.get_experiment_by_name("vidgen").experiment_id]
-    )
-    assert "train/loss" in found.data.metrics
+    experiment = mlflow.get_experiment_by_name("vidgen")
+    client = mlflow.MlflowClient()
+    (found,) = client.search_runs([experiment.experiment_id])
+    steps = client.get_metric_history(found.info.run_id, "train/loss")
+    assert [metric.value for metric in steps] == pytest.approx(run.column())
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_gets_a_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    run.train(num_epochs=1, trackers=["wandb"])
+    (file,) = tmp_path.rglob("*.wandb")
+    assert b"train/loss" in file.read_bytes()
+
+
+def test_a_tracker_that_cannot_start_is_one_clear_error(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=r"training\.trackers: wandb cannot start: .*pip install"):
+        run.train(num_epochs=1, trackers=["wandb"])
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -232,5 +260,7 @@ def test_more_gpus_than_there_are_is_refused_at_once(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_four_clips_of_the_embedded_model_are_learned_by_heart() -> None:
+@pytest.mark.timeout(1800)
+def test_four_clips_of_the_embedded_model_are_learned_by_heart(tmp_path: Path) -> None:
+    """The loss at fixed timesteps and noise falls by 10x when four clips are seen over and over."""
     raise NotImplementedError

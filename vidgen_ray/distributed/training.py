@@ -32,7 +32,7 @@ from vidgen_ray.training.estimate import Architecture, Estimate, estimate, refus
 from vidgen_ray.training.journal import CSV_NAME, PLOT_NAME, Journal
 from vidgen_ray.training.schedule import Plan
 from vidgen_ray.training.shards import EncodedClips
-from vidgen_ray.training.state import StepMetrics
+from vidgen_ray.training.state import FOLDER, StepMetrics
 
 RUN_NAME = "run.json"
 
@@ -121,7 +121,9 @@ def _fit(arguments: TrainingArguments, journal: Journal, console: Console) -> No
             resources_per_worker=_resources(training.num_cpus_per_worker, training),
         ),
         run_config=ray.train.RunConfig(
-            name=f"vidgen-{time.time_ns()}",
+            # Where Ray keeps its own notes; storage that all nodes see, as the output must be.
+            storage_path=f"{arguments.output.rstrip('/')}/{FOLDER}/ray",
+            name=str(time.time_ns()),
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
         ),
     )
@@ -267,16 +269,23 @@ def _refuse_changed(store: ArtifactStore, settings: dict[str, Any]) -> None:
 
 
 def _check_resources(arguments: TrainingArguments) -> None:
-    """Refuse to wait for GPUs that this machine will never have. Raises ConfigError."""
+    """Refuse to wait for what this machine will never have. Raises ConfigError."""
     needed = arguments.num_workers * arguments.config.training.num_gpus_per_worker
     if arguments.num_workers == 0 or arguments.ray_address not in {None, "local"}:
         return
-    there = ray.cluster_resources().get("GPU", 0)
+    resources = ray.cluster_resources()
+    there = resources.get("GPU", 0)
     if needed > there:
         raise ConfigError(
             f"num_workers: {arguments.num_workers} need {needed:g} GPUs, but this machine has "
             f"{there:g}; use --config training/lora_nano for the small model on the CPU, or name a "
             "cluster with --address"
+        )
+    num_cpus = arguments.num_workers * arguments.config.training.num_cpus_per_worker
+    if num_cpus > resources.get("CPU", 0):
+        raise ConfigError(
+            f"num_workers: {arguments.num_workers} need {num_cpus:g} CPUs, but this machine has "
+            f"{resources.get('CPU', 0):g}; use fewer workers, or name a cluster with --address"
         )
 
 
@@ -293,7 +302,14 @@ def _estimate(
         task = ray.remote(
             num_cpus=training.num_cpus_per_worker, num_gpus=training.num_gpus_per_worker
         )(device_facts)
-        facts = ray.get(task.remote(config, num_here), timeout=_DEVICE_WAIT_S)
+        try:
+            facts = ray.get(task.remote(config, num_here), timeout=_DEVICE_WAIT_S)
+        except ray.exceptions.GetTimeoutError:
+            raise ConfigError(
+                f"training.num_gpus_per_worker: the cluster had no free worker with "
+                f"{training.num_gpus_per_worker:g} GPUs for {_DEVICE_WAIT_S:g} s; add nodes, or "
+                "end what holds them"
+            ) from None
     else:
         facts = device_facts(config, num_here)
     needed = estimate(Architecture(**sizes), config.training, config.model.dtype, facts, num_here)

@@ -1,5 +1,6 @@
 """One rank of a training run: builds the loop, and makes adapters and samples between epochs."""
 
+import gc
 import json
 import tempfile
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ import ray.train
 import ray.train.torch
 import torch
 
+from vidgen_ray.addresses import one_line
 from vidgen_ray.config import Config, SamplePrompt
 from vidgen_ray.distributed.metrics import TrainingMetrics
 from vidgen_ray.distributed.training_board import ask
-from vidgen_ray.errors import VidgenError
+from vidgen_ray.errors import ConfigError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.generation.single import generate_clip
 from vidgen_ray.model.adapters import WEIGHTS_NAME
@@ -23,6 +25,7 @@ from vidgen_ray.model.device import (
     choose_device,
     describe_device,
     free_bytes,
+    is_out_of_memory,
     matmul_flops,
     num_cores,
 )
@@ -60,6 +63,15 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     except VidgenError as error:
         ask(job.board, "fail", error)
         raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = ConfigError(
+            "training: out of memory; use training.gradient_checkpointing=full, a smaller "
+            f"batch_size or rank, or optimizer=adamw8bit ({one_line(error)[:200]})"
+        )
+        ask(job.board, "fail", advice)
+        raise advice from error
 
 
 def device_facts(config: Config, num_workers: int) -> DeviceFacts:
@@ -79,6 +91,7 @@ def _train(job: WorkerJob) -> None:
     device = choose_device(config.model.device)
     if device.type == "cuda":
         device = ray.train.torch.get_device()
+        torch.cuda.set_device(device)  # for this thread; samples are made on it, too
     else:
         torch.set_num_threads(max(1, num_cores() // context.get_local_world_size()))
     checkpoint = open_checkpoint(config.model)
@@ -88,7 +101,12 @@ def _train(job: WorkerJob) -> None:
     latents_scale, image_latents_scale = latent_scales(checkpoint)
     trainer = Trainer(
         model=model.to(device),
-        module=ray.train.torch.prepare_model(model, move_to_device=False),
+        # The buffers never change, and that of the learned positions is large.
+        module=ray.train.torch.prepare_model(
+            model,
+            move_to_device=False,
+            parallel_strategy_kwargs={"broadcast_buffers": False},
+        ),
         clips=clips,
         maker=SampleMaker(
             config.training,
@@ -181,8 +199,7 @@ class _Gallery:
         config = self._job.config
         once = config.quality.model_copy(update={"max_attempts": 1})  # the seed is to stay
         config = config.model_copy(update={"quality": once})
-        if self._trainer.device.type == "cuda":
-            torch.cuda.empty_cache()
+        _free_memory(self._trainer.device)
         for index, prompt in enumerate(self._prompts()):
             name = f"epoch-{epoch + 1:04d}-{index + 1}"
             mine = index % self._num_workers == self._trainer.rank
@@ -199,6 +216,7 @@ class _Gallery:
             store.write(f"samples/{name}.json", lasting)
             score = f", score {record.score.score:.2f}" if record.score else ""
             ask(board, "say", f"epoch {epoch + 1}: samples/{name}.mp4, {record.status}{score}")
+        _free_memory(self._trainer.device)
 
     def _prompts(self) -> list[SamplePrompt]:
         """The prompts of the configuration, else those and the images of the first clips."""
@@ -213,6 +231,13 @@ class _Gallery:
             prompt = clips.entries[index].prompt
             prompts.append(SamplePrompt(image=store.address_of(name), prompt=prompt))
         return prompts
+
+
+def _free_memory(device: torch.device) -> None:
+    """Give what the samples' pipeline, or the last step, held back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _name_of(epoch: int) -> str:

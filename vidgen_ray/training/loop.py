@@ -88,7 +88,10 @@ class Trainer:
         training = self.plan.training
         learning_rate = self.plan.learning_rate(step)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            if isinstance(group["lr"], Tensor):  # as the 8-bit optimiser keeps it
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"] = learning_rate
         total = torch.zeros((), device=self.device)
         for accumulated in range(training.gradient_accumulation_steps):
             last = accumulated == training.gradient_accumulation_steps - 1
