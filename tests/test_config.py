@@ -23,7 +23,9 @@ def test_the_5b_runs_as_its_authors_advise() -> None:
     assert (generation.num_frames, generation.height, generation.width) == (49, 480, 720)
     assert (generation.num_inference_steps, generation.guidance_scale, generation.fps) == (50, 6, 8)
     assert (config.model.dtype, config.model.scheduler) == ("float16", "dpm")
-    assert config.profiles["fast"].num_inference_steps == 28
+    assert config.profiles["exact"].dtype is None
+    assert config.profiles["fast"].dtype == "bfloat16"
+    assert config.profiles["fast"].num_inference_steps is None
 
 
 def test_the_5b_is_pinned_to_a_commit_and_another_checkpoint_is_not() -> None:

@@ -63,7 +63,7 @@ def test_ends_that_all_ranks_share_keep_the_group(
     group: RankGroup, config: Config, photo: Path
 ) -> None:
     group.load()
-    pids = list(group.pids)
+    pids = [process.pid for process in group.processes]
     long = make_request(config, photo, num_inference_steps=1000)
     image = image_of(long)
     with pytest.raises(ClipCancelled):
@@ -73,7 +73,7 @@ def test_ends_that_all_ranks_share_keep_the_group(
     with pytest.raises(RequestError, match="num_frames"):
         group.generate(long.model_copy(update={"num_frames": 17}), image=image)
     group.generate(make_request(config, photo), image=image)
-    assert group.pids == pids
+    assert [process.pid for process in group.processes] == pids
 
 
 @pytest.mark.chaos
@@ -82,7 +82,7 @@ def test_a_rank_that_dies_or_hangs_fails_its_clip_and_is_replaced(
     group: RankGroup, config: Config, photo: Path, how: signal.Signals
 ) -> None:
     group.load()
-    pids = list(group.pids)
+    pids = [process.pid for process in group.processes]
     long = make_request(config, photo, num_inference_steps=1000)
     hit = threading.Event()
 
@@ -96,7 +96,7 @@ def test_a_rank_that_dies_or_hangs_fails_its_clip_and_is_replaced(
     assert hit.is_set()
     made = group.generate(make_request(config, photo), image=image_of(long))
     assert made.video.frames.shape == (9, 64, 96, 3)
-    assert not set(pids) & set(group.pids)
+    assert not set(pids) & {process.pid for process in group.processes}
     psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], 30)
     assert not any(psutil.pid_exists(pid) for pid in pids)
 

@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -12,7 +12,9 @@ from rich.table import Table
 from vidgen_ray.cli.options import ConfigOption, SetOption, StepsOption, generation_overrides
 from vidgen_ray.config import Config, describe, load_config, parse_overrides
 from vidgen_ray.errors import ArtifactError, ConfigError, RequestError
-from vidgen_ray.schema import BenchmarkReport, ProjectSummary, resolve_request
+
+if TYPE_CHECKING:  # numpy and torch would slow down every `vidgen --help`
+    from vidgen_ray.schema import BenchmarkReport, GenerationRequest, ProjectSummary
 
 _console = Console()
 
@@ -168,8 +170,10 @@ def _without_hub(architecture: str, folder: Path) -> dict[str, Any]:
     return {**settings, "model.checkpoint": str(folder)}
 
 
-def _read_summary(path: Path) -> ProjectSummary | None:
+def _read_summary(path: Path) -> "ProjectSummary | None":
     """What is there already; a file that is none of ours is not overwritten."""
+    from vidgen_ray.schema import ProjectSummary
+
     if not path.exists():
         return None
     try:
@@ -180,7 +184,9 @@ def _read_summary(path: Path) -> ProjectSummary | None:
         ) from None
 
 
-def _resolve(fields: dict[str, Any], config: Config) -> Any:
+def _resolve(fields: dict[str, Any], config: Config) -> "GenerationRequest":
+    from vidgen_ray.schema import resolve_request
+
     try:
         return resolve_request({**fields, "mode": "baseline", "profile": None}, config)
     except ValidationError as error:
@@ -198,7 +204,7 @@ def _file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name)
 
 
-def _as_table(report: BenchmarkReport) -> Table:
+def _as_table(report: "BenchmarkReport") -> Table:
     shown = Table("profile", "steps", "s a clip", "speed-up", "clips/h", "VRAM", "latents", "PSNR")
     for row in report.rows:
         if row.error:

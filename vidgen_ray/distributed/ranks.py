@@ -6,10 +6,12 @@ the next clip gets a new group.
 
 import contextlib
 import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -42,6 +44,15 @@ _SILENCE_S = 900.0  # of one rank, until the others give up waiting for it
 Failure = Exception | None
 
 
+@dataclass(frozen=True)
+class Process:
+    """A process of the cluster; its start tells it from another with its number."""
+
+    node: str
+    pid: int
+    started_at: float
+
+
 def open_engine(config: Config) -> "Engine | RankGroup":
     """What makes clips under `config`: an engine here, or a group of ranks. Raises ConfigError."""
     return Engine(config) if config.model.gpus_per_clip == 1 else RankGroup(config)
@@ -62,8 +73,8 @@ class Rank:
             port = probe.getsockname()[1]
         return f"tcp://{ray.util.get_node_ip_address()}:{port}"
 
-    def join(self, rank: int, size: int, address: str) -> int:
-        """Meet the others; this process's id."""
+    def join(self, rank: int, size: int, address: str) -> "Process":
+        """Meet the others; says which process this is."""
         from vidgen_ray.model.device import choose_device, num_cores
         from vidgen_ray.model.parallel import join
 
@@ -73,7 +84,7 @@ class Rank:
         self._ranks = join(rank, size, address, device, _SILENCE_S)
         config = self._config.model_copy(update={"model": model})
         self._engine = Engine(config, self._ranks)
-        return os.getpid()
+        return _this_process()
 
     def load(self) -> float:
         """Load the weights; seconds."""
@@ -120,7 +131,7 @@ class RankGroup:
         self._size = config.model.gpus_per_clip
         self._group: PlacementGroup | None = None
         self._ranks: list[Any] = []
-        self.pids: list[int] = []
+        self.processes: list[Process] = []
 
     def load(self) -> float:
         """Start the ranks and load their weights; seconds taken. Raises ConfigError."""
@@ -174,7 +185,9 @@ class RankGroup:
         """End the ranks and give their devices back."""
         for rank in self._ranks:
             ray.kill(rank)
-        self._ranks, self.pids = [], []
+        for process in self.processes:
+            _on_its_node(_end, process)  # one that hangs does not hear Ray
+        self._ranks, self.processes = [], []
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
@@ -211,7 +224,7 @@ class RankGroup:
         except RayActorError as error:
             self.close()
             raise EngineError(f"a rank died while it started: {_first_line(error)}") from error
-        self.pids = self._all(
+        self.processes = self._all(
             [rank.join.remote(index, self._size, address) for index, rank in enumerate(self._ranks)]
         )
 
@@ -264,9 +277,8 @@ def _failure(ref: Any) -> Failure:
 
 def _group_name() -> str:
     """Says which process the group belongs to: Ray keeps it though its maker is killed."""
-    process = psutil.Process()
-    node = ray.get_runtime_context().get_node_id()
-    return f"{_PREFIX}/{node}/{process.pid}/{process.create_time()}/{time.monotonic_ns()}"
+    this = _this_process()
+    return f"{_PREFIX}/{this.node}/{this.pid}/{this.started_at}/{time.monotonic_ns()}"
 
 
 def _remove_orphans() -> None:
@@ -276,27 +288,44 @@ def _remove_orphans() -> None:
         name, state = entry["name"], entry["state"]
         if not name.startswith(f"{_PREFIX}/") or state == "REMOVED":
             continue
-        _, node, pid, created, _ = name.split("/")
-        if node in alive_nodes and _is_running(node, int(pid), float(created)):
+        _, node, pid, started_at, _ = name.split("/")
+        if node in alive_nodes and _is_running(Process(node, int(pid), float(started_at))):
             continue
         with contextlib.suppress(ValueError):  # somebody else was quicker
             remove_placement_group(get_placement_group(name))
 
 
-def _is_running(node: str, pid: int, created: float) -> bool:
-    place = NodeAffinitySchedulingStrategy(node, soft=False)
-    task = ray.remote(num_cpus=0)(_has_process).options(scheduling_strategy=place)
+def _is_running(process: Process) -> bool:
     try:
-        return bool(ray.get(task.remote(pid, created), timeout=30))
+        return bool(ray.get(_on_its_node(_exists, process), timeout=30))
     except ray.exceptions.RayError:
         return True  # a group that may be in use is never removed
 
 
-def _has_process(pid: int, created: float) -> bool:
+def _on_its_node(work: Callable[[Process], bool], process: Process) -> Any:
+    """Do `work` beside the process; the reference to what comes of it."""
+    place = NodeAffinitySchedulingStrategy(process.node, soft=False)
+    return ray.remote(num_cpus=0)(work).options(scheduling_strategy=place).remote(process)
+
+
+def _this_process() -> Process:
+    process = psutil.Process()
+    return Process(ray.get_runtime_context().get_node_id(), process.pid, process.create_time())
+
+
+def _exists(process: Process) -> bool:
     try:
-        return abs(psutil.Process(pid).create_time() - created) < 1
+        return abs(psutil.Process(process.pid).create_time() - process.started_at) < 1
     except psutil.NoSuchProcess:
         return False
+
+
+def _end(process: Process) -> bool:
+    there = _exists(process)
+    if there:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    return there
 
 
 def _first_line(error: BaseException) -> str:

@@ -57,7 +57,7 @@ def plot(report: BenchmarkReport) -> bytes:
     axes.margins(x=0.18)
     axes.set_xlabel(f"median seconds a clip, {report.device}")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(ncols=4, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.28))
+    figure.legend(ncols=4, frameon=False, loc="outside upper center")
     image = io.BytesIO()
     figure.savefig(image, format="png")
     return image.getvalue()
