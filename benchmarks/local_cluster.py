@@ -192,6 +192,11 @@ class LocalCluster:
         return done.stdout
 
 
+def end_in_order() -> None:
+    """Let SIGTERM end this program as an error does, so that its cluster is ended too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def _name(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
         return str(process.name())
