@@ -16,7 +16,7 @@ import httpx
 import matplotlib
 import yaml
 
-from benchmarks.local_cluster import LocalCluster, free_port
+from benchmarks.local_cluster import LocalCluster, end_in_order, free_port
 from benchmarks.mixed_load import (
     ROOT,
     BatchRun,
@@ -188,6 +188,7 @@ def _draw_heatmap(axis: Any, series: list[Series], start: float) -> None:
 
 
 def main() -> None:
+    end_in_order()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("picture", type=Path)
     parser.add_argument("--seconds", type=float, default=150)

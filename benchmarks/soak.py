@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.local_cluster import LocalCluster
+from benchmarks.local_cluster import LocalCluster, end_in_order
 from benchmarks.mixed_load import (
     BatchRun,
     Service,
@@ -253,6 +253,7 @@ def cycle(soak: Soak) -> None:
 
 
 def main() -> None:
+    end_in_order()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     options = parser.parse_args()

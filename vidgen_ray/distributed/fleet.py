@@ -104,7 +104,8 @@ def examine_cluster(config: Config, output: str | None) -> Iterator[Finding]:
 
 def prefetch_everywhere(model: ModelConfig) -> Iterator[Finding]:
     """Put the weights of `model` on every node of the cluster, at the same time."""
-    begun = [(name, probe.prefetch.remote(model)) for name, _, probe in _probes()]
+    probes = _probes()  # kept, since an actor ends with its last handle
+    begun = [(name, probe.prefetch.remote(model)) for name, _, probe in probes]
     for name, reference in begun:
         try:
             seconds, folder = ray.get(reference, timeout=_PREFETCH_TIMEOUT_S)
