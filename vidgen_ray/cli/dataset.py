@@ -66,6 +66,8 @@ def import_(
     with _console.status("reading") as status:
         report = import_dataset(arguments, lambda rows: status.update(f"{rows:,} rows"))
     _say_import(report, output)
+    if report.num_missing_clips:
+        _say(f"  {facts.videos}")
 
 
 @dataset_app.command()

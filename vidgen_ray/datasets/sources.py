@@ -11,13 +11,17 @@ DatasetName = Literal["msr-vtt", "vatex", "panda70m", "webvid", "folder"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Facts of a dataset. `address` is where `download` looks for `files` by default."""
+    """Facts of a dataset: `obtain` says how its annotations are had, `videos` its clips.
+
+    `address` is where `download` looks for `files` by default.
+    """
 
     title: str
     licence: str
     terms: str | None
     page: str | None
     obtain: str
+    videos: str
     address: str | None = None
     files: tuple[str, ...] = ()
 
@@ -29,8 +33,10 @@ DATASETS: dict[DatasetName, Dataset] = {
         terms="The videos belong to their uploaders. Research only; ask them for anything else.",
         page="https://www.microsoft.com/en-us/research/publication/"
         "msr-vtt-a-large-video-description-dataset-for-bridging-video-and-language/",
-        obtain="The publisher's server is gone. Archives of annotations and cut clips "
-        "(video0.mp4 ...) are mirrors by others, such as the default of `download`.",
+        obtain="The publisher's server is gone; mirrors by others offer archives of annotations "
+        "and clips, such as the default of `download`.",
+        videos="Cut clips (video0.mp4 ...) are in the mirrors' archives; the whole videos were on "
+        "YouTube, where many are gone. Nothing is fetched from there by this program.",
         address="https://www.robots.ox.ac.uk/~maxbain/frozen-in-time/data",
         files=("MSRVTT.zip",),
     ),
@@ -40,8 +46,9 @@ DATASETS: dict[DatasetName, Dataset] = {
         terms="The licence covers the captions. The videos are clips of Kinetics-600 and belong "
         "to their uploaders.",
         page="https://eric-xw.github.io/vatex-website/",
-        obtain="The publisher offers the annotations alone. Each video is 10 s of a YouTube video, "
-        "named by its id and the seconds; those with Kinetics-600 have them.",
+        obtain="The publisher offers the annotations for download.",
+        videos="Each is 10 s of a YouTube video, named by its id and the seconds; those who have "
+        "Kinetics-600 have them. Nothing is fetched from YouTube by this program.",
         address="https://eric-xw.github.io/vatex-website/data",
         files=(
             "vatex_training_v1.0.json",
@@ -62,6 +69,7 @@ DATASETS: dict[DatasetName, Dataset] = {
   4. vidgen dataset import panda70m FILE.csv --output metadata.jsonl
   5. metadata.to_fetch.csv lists the videos, which are their uploaders', with time spans.
      With those you may use in a folder, repeat step 4 with --videos FOLDER.""",
+        videos="They are on their uploaders' pages, by URL and time span; fetch those you may use.",
     ),
     "webvid": Dataset(
         title="WebVid",
@@ -69,7 +77,8 @@ DATASETS: dict[DatasetName, Dataset] = {
         terms="The publisher withdrew the dataset in 2024 at the rights holder's request. Have a "
         "licence for the clips you use.",
         page="https://github.com/m-bain/webvid",
-        obtain="Not offered any more. Clips that one has a licence for are found by their number.",
+        obtain="Not offered any more.",
+        videos="Clips of Shutterstock; those you have a licence for are found by their number.",
     ),
     "folder": Dataset(
         title="own folder",
@@ -77,5 +86,6 @@ DATASETS: dict[DatasetName, Dataset] = {
         terms=None,
         page=None,
         obtain="The files are yours; say their licence with --licence.",
+        videos="The source names them, but they are not there.",
     ),
 }

@@ -127,7 +127,7 @@ def _probe(
             _probe_row,
             fn_args=(settings,),
             num_cpus=settings.num_cpus_per_task,
-            max_retries=1,  # Ray Data's own default is to try forever
+            ray_remote_args_fn=_tried_twice,
         )
         tables: Iterable[Any] = dataset.iter_batches(
             batch_size=None, prefetch_batches=0, batch_format="pyarrow"
@@ -137,6 +137,10 @@ def _probe(
                 yield row["index"], ClipCheck.model_validate_json(row["check"])
     finally:
         context.max_errored_blocks = before
+
+
+def _tried_twice() -> dict[str, int]:
+    return {"max_retries": 1}  # Ray Data's own default is to try forever
 
 
 def _probe_row(row: dict[str, Any], settings: CheckConfig) -> dict[str, Any]:
