@@ -283,7 +283,7 @@ def lora(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
     from peft import LoraConfig, get_peft_model_state_dict
 
     figures: Figures = {}
-    with tempfile.TemporaryDirectory(dir=arguments.output) as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_checkpoint(arguments.architecture, folder / "model", dtype=DTYPE, device=str(DEVICE))
         shape = CogVideoXTransformer3DModel.load_config(folder / "model" / "transformer")

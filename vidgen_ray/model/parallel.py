@@ -189,7 +189,10 @@ class Ranks:
 def join(rank: int, size: int, address: str, device: torch.device, timeout_s: float) -> Ranks:
     """Meet the other ranks at `address` (`tcp://host:port`). A rank that is silent for `timeout_s`
     seconds ends the others' wait with an error. Raises ConfigError."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend, bound = "gloo", None
+    if device.type == "cuda":
+        backend = "nccl"
+        bound = torch.device("cuda", device.index or torch.cuda.current_device())
     try:
         dist.init_process_group(
             backend,
@@ -197,7 +200,7 @@ def join(rank: int, size: int, address: str, device: torch.device, timeout_s: fl
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=timeout_s),
-            device_id=device if device.type == "cuda" else None,
+            device_id=bound,
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
