@@ -45,6 +45,7 @@ class Soak:
     folder: Path
     num_clips: int = 60
     num_steps: int = 40
+    pause_s: float = 0.0  # before each fault
     outcomes: list[Outcome] = field(default_factory=list)
     batches: list[BatchRun] = field(default_factory=list)
     num_restarts: int = 0  # of a batch whose driver ended before its clips were made
@@ -178,6 +179,7 @@ class Soak:
             return int(store.execute(query).fetchone()[0])
 
     def _suffer(self, name: str, fault: Callable[[], object]) -> None:
+        time.sleep(self.pause_s)
         self._keep_batch_running()
         hurt = self.batches[-1]
         before = hurt.written()
@@ -258,7 +260,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     options = parser.parse_args()
     end = time.monotonic() + options.minutes * 60
-    soak = Soak(Path(tempfile.mkdtemp(prefix="vidgen-soak-")))
+    soak = Soak(Path(tempfile.mkdtemp(prefix="vidgen-soak-")), pause_s=20)
     try:
         soak.start()
         while True:

@@ -87,13 +87,10 @@ def test_prefetch_of_this_machine() -> None:
     assert "vidgen_ray/model/nano" in done.stdout
 
 
-def test_doctor_without_a_cluster_says_so(tmp_path: Path) -> None:
+def test_doctor_without_a_cluster_says_so_at_once() -> None:
     command = [sys.executable, "-m", "vidgen_ray", "doctor", "--cluster", "--config", "nano"]
-    environment = {
-        **os.environ,
-        "RAY_ADDRESS": "127.0.0.1:1",
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "1",
-    }
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 2
     assert "ray: cannot connect to 127.0.0.1:1" in done.stderr
+    assert "Connection refused" in done.stderr

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from ray.data import DataContext
 from vidgen_ray.config import BatchConfig, EncodingConfig
 from vidgen_ray.errors import ConfigError
 
+_CONNECT_TIMEOUT_S = 10.0
 _OURS: set[str] = set()  # addresses of the clusters that this process started
 
 
@@ -41,6 +43,7 @@ def connected(address: str | None) -> Iterator[None]:
             )
             _OURS.add(ray.get_runtime_context().gcs_address)
         else:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ConfigError(
@@ -54,6 +57,13 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError at once where nobody listens at `host:port`: Ray would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
 @contextmanager
