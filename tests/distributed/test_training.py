@@ -142,7 +142,9 @@ def test_sigterm_commits_and_leaves_and_the_run_goes_on(run: Run, other: Run) ->
 
 
 def test_changed_settings_are_refused_and_named(run: Run) -> None:
-    run.train(num_epochs=1)
+    with pytest.raises(ConfigError, match=r"training\.rank: at most 10%"):
+        run.train(num_epochs=1, rank=64)
+    run.train(num_epochs=1)  # what never began holds nobody to its settings
     with pytest.raises(ConfigError, match=r"output: .*learning_rate was 0\.01, is 0\.5"):
         run.train(num_epochs=1, learning_rate=0.5)
     with pytest.raises(ConfigError, match=r"samples a step was 1, is 2"):

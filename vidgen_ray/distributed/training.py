@@ -32,7 +32,7 @@ from vidgen_ray.training.estimate import Architecture, Estimate, estimate, refus
 from vidgen_ray.training.journal import CSV_NAME, PLOT_NAME, Journal
 from vidgen_ray.training.schedule import Plan
 from vidgen_ray.training.shards import EncodedClips
-from vidgen_ray.training.state import FOLDER, StepMetrics
+from vidgen_ray.training.state import FOLDER, StepMetrics, committed_states
 
 RUN_NAME = "run.json"
 
@@ -253,8 +253,8 @@ def _decisive_settings(
 
 def _refuse_changed(store: ArtifactStore, settings: dict[str, Any]) -> None:
     data = store.read(RUN_NAME)
-    if data is None:
-        return
+    if data is None or not committed_states(store):
+        return  # a run that never came so far leaves nothing to bend
     before = json.loads(data)
     changed = [
         f"{name} was {before.get(name)}, is {settings.get(name)}"
