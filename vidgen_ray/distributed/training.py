@@ -131,12 +131,14 @@ def _fit(arguments: TrainingArguments, journal: Journal, console: Console) -> No
     # In a thread of its own, so that Ray Train leaves signals to us.
     with ThreadPoolExecutor(1) as pool, _signals_stop(board) as stopped_by:
         fitting: Future[Any] = pool.submit(trainer.fit)
-        while True:
-            done = fitting.done()
+        try:
+            while not fitting.done():
+                told.tell(*ask(board, "take"))
+                time.sleep(_POLL_S)
             told.tell(*ask(board, "take"))
-            if done:
-                break
-            time.sleep(_POLL_S)
+        except BaseException:
+            ask(board, "stop")  # or leaving would wait for the whole run
+            raise
         error = ask(board, "error")
         failure = fitting.exception()
     if error is not None:
