@@ -101,8 +101,10 @@ def prepare(row: Row, stage: ClipStage) -> Row:
             return {**row, "key": key, "reused": True}
         video = read_span(clip.video, prepare=lambda pixels: fit_pixels(pixels, **shape), **cut)
         pixels = image.pixels if image else video.frames[0]
-        seconds = time.perf_counter() - start
-        return {**row, "key": key, "frames": video.frames, "image": pixels, "decode_s": seconds}
+        picture = io.BytesIO()  # made here, where the GPU does not wait for it
+        Image.fromarray(pixels).save(picture, "PNG", compress_level=1)
+        made = {"frames": video.frames, "image": pixels, "picture": picture.getvalue()}
+        return {**row, **made, "key": key, "decode_s": time.perf_counter() - start}
 
     return _guard("read", work, row, stage)
 
@@ -145,11 +147,9 @@ class EncodeClips:
                 logger.critical("%s", error)
                 os._exit(1)  # no later clip can work in this process; Ray starts another
             raise
-        seconds = time.perf_counter() - start
-        picture = io.BytesIO()
-        Image.fromarray(row["image"]).save(picture, "PNG", compress_level=1)
-        row = _without_cargo({**row, "encode_s": seconds, "encoded_at": time.time()})
-        return {**row, **latents_row(row["key"], posterior, images, picture.getvalue())}
+        made = latents_row(row["key"], posterior, images, row["picture"])
+        seconds = {"encode_s": time.perf_counter() - start, "encoded_at": time.time()}
+        return {**_without_cargo(row), **seconds, **made}
 
 
 def write_clips(table: pa.Table, stage: ClipStage) -> pa.Table:

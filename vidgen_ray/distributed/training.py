@@ -32,7 +32,7 @@ from vidgen_ray.training.estimate import Architecture, Estimate, estimate, refus
 from vidgen_ray.training.journal import CSV_NAME, PLOT_NAME, Journal
 from vidgen_ray.training.schedule import Plan
 from vidgen_ray.training.shards import EncodedClips
-from vidgen_ray.training.state import FOLDER, StepMetrics
+from vidgen_ray.training.state import FOLDER, StepMetrics, committed_states
 
 RUN_NAME = "run.json"
 
@@ -131,12 +131,14 @@ def _fit(arguments: TrainingArguments, journal: Journal, console: Console) -> No
     # In a thread of its own, so that Ray Train leaves signals to us.
     with ThreadPoolExecutor(1) as pool, _signals_stop(board) as stopped_by:
         fitting: Future[Any] = pool.submit(trainer.fit)
-        while True:
-            done = fitting.done()
+        try:
+            while not fitting.done():
+                told.tell(*ask(board, "take"))
+                time.sleep(_POLL_S)
             told.tell(*ask(board, "take"))
-            if done:
-                break
-            time.sleep(_POLL_S)
+        except BaseException:
+            ask(board, "stop")  # or leaving would wait for the whole run
+            raise
         error = ask(board, "error")
         failure = fitting.exception()
     if error is not None:
@@ -253,8 +255,8 @@ def _decisive_settings(
 
 def _refuse_changed(store: ArtifactStore, settings: dict[str, Any]) -> None:
     data = store.read(RUN_NAME)
-    if data is None:
-        return
+    if data is None or not committed_states(store):
+        return  # a run that never came so far leaves nothing to bend
     before = json.loads(data)
     changed = [
         f"{name} was {before.get(name)}, is {settings.get(name)}"

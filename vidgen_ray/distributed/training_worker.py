@@ -90,23 +90,24 @@ def _train(job: WorkerJob) -> None:
     config = job.config
     device = choose_device(config.model.device)
     if device.type == "cuda":
-        device = ray.train.torch.get_device()
+        device = ray.train.torch.get_device() if ray.is_initialized() else torch.device("cuda:0")
         torch.cuda.set_device(device)  # for this thread; samples are made on it, too
     else:
         torch.set_num_threads(max(1, num_cores() // context.get_local_world_size()))
     checkpoint = open_checkpoint(config.model)
     clips = EncodedClips(job.latents)
     store = ArtifactStore(job.output)
-    model = LoraTransformer(checkpoint, config.model.dtype, config.training)
+    model = LoraTransformer(checkpoint, config.model.dtype, config.training).to(device)
+    module: torch.nn.Module = model
+    if num_workers > 1:
+        # The buffers never change, and that of the learned positions is large.
+        module = ray.train.torch.prepare_model(
+            model, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False}
+        )
     latents_scale, image_latents_scale = latent_scales(checkpoint)
     trainer = Trainer(
-        model=model.to(device),
-        # The buffers never change, and that of the learned positions is large.
-        module=ray.train.torch.prepare_model(
-            model,
-            move_to_device=False,
-            parallel_strategy_kwargs={"broadcast_buffers": False},
-        ),
+        model=model,
+        module=module,
         clips=clips,
         maker=SampleMaker(
             config.training,

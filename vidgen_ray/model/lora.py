@@ -4,7 +4,6 @@ The base weights are frozen in their dtype. The adapter's are float32, so that s
 lost, and are cast for each product, so that the products run at the base's speed.
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -142,13 +141,7 @@ class LoraTransformer(nn.Module):
             if isinstance(layer, LoraLayer):
                 _keep_in_float32(layer)
         num_trainable = sum(weight.numel() for weight in self.adapter_weights().values())
-        fraction = num_trainable / self.num_base_parameters
-        if fraction > training.max_trainable_fraction:
-            raise ConfigError(
-                f"training.rank: at most {training.max_trainable_fraction:.0%} of the parameters "
-                f"may be trainable, got {fraction:.1%} ({num_trainable:,}) with rank "
-                f"{training.rank} on {training.targets}; use a lower rank or fewer targets"
-            )
+        _refuse_too_many(num_trainable, self.num_base_parameters, training)
 
     def _set_checkpointing(self, mode: Checkpointing, compiled: bool) -> None:
         if mode == "none":
@@ -173,7 +166,10 @@ def architecture_of(
     height: int,
     width: int,
 ) -> dict[str, int]:
-    """The sizes that decide what training on latents of this shape costs; loads no weights."""
+    """The sizes that decide what training on latents of this shape costs; loads no weights.
+
+    Raises ConfigError where more than `max_trainable_fraction` would be trainable.
+    """
     transformer = skeleton(checkpoint)
     config = transformer.config
     num_base = sum(weight.numel() for weight in transformer.parameters())
@@ -184,6 +180,7 @@ def architecture_of(
         if isinstance(module, nn.Linear) and name.endswith(ends)
     ]
     sides = sum(module.in_features + module.out_features for module in adapted)
+    _refuse_too_many(training.rank * sides, num_base, training)
     patches = (height // config.patch_size) * (width // config.patch_size)
     return {
         "num_layers": config.num_layers,
@@ -194,13 +191,13 @@ def architecture_of(
     }
 
 
-def file_metadata(file: Path) -> dict[str, Any]:
-    """The LoRA configuration in the header of an exported adapter; empty where there is none."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    text = header.get("__metadata__", {}).get("lora_adapter_metadata")
-    found: dict[str, Any] = json.loads(text) if text else {}
-    return found
+def _refuse_too_many(num_trainable: int, num_base: int, training: TrainingConfig) -> None:
+    if num_trainable > training.max_trainable_fraction * num_base:
+        raise ConfigError(
+            f"training.rank: at most {training.max_trainable_fraction:.0%} of the parameters may "
+            f"be trainable, got {num_trainable / num_base:.1%} ({num_trainable:,}) with rank "
+            f"{training.rank} on {training.targets}; use a lower rank or fewer targets"
+        )
 
 
 def _run_checkpointed(block: nn.Module, contexts: Callable[[], Any] | None, *inputs: Any) -> Any:

@@ -8,7 +8,7 @@ from vidgen_ray.errors import ConfigError
 # Bytes a number of moments, gradient and copies of the adapter take: all float32 but 8-bit moments.
 _MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2.1}
 # Activations of one block, in tensors of tokens x width: what backward keeps of a block that is not
-# checkpointed. Counted on the diffusers block with `saved_tensors_hooks` (docs/training.md).
+# checkpointed. Reckoned from the block's layers, not measured yet: a run prints both at its end.
 _BLOCK_TENSORS = 34
 _ATTENTION_SHARE, _LINEAR_SHARE = 0.55, 0.8  # of the rate of a large matrix product
 _MARGIN = 1.1

@@ -1,0 +1,85 @@
+"""Four clips learned by heart: how far the loss falls, on noise that was not trained on.
+
+    make train-demo
+    python benchmarks/overfit.py outputs/train_demo/latents --steps 1500
+
+Every step trains on all four clips with noise and timesteps of its own; the loss is measured on the
+same 64 draws before and after. A sound loop drives it down by 10x or more. A minute on a GPU.
+"""
+
+import argparse
+import json
+
+import torch
+
+from vidgen_ray.config import load_config
+from vidgen_ray.model.checkpoint import open_checkpoint
+from vidgen_ray.model.device import choose_device
+from vidgen_ray.model.encoders import latent_scales
+from vidgen_ray.model.lora import LoraTransformer
+from vidgen_ray.training.loop import make_optimizer
+from vidgen_ray.training.loss import velocity_loss
+from vidgen_ray.training.samples import Sample, SampleMaker, stack
+from vidgen_ray.training.shards import EncodedClips
+
+NUM_CLIPS = 4
+FIRST_HELD_OUT = 10**6  # steps from here are drawn for measuring alone
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("latents")
+    parser.add_argument("--config", default="training/lora_nano")
+    parser.add_argument("--checkpoint", default="embedded")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--rank", type=int, default=48)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--num-draws", type=int, default=16, help="of each clip, to measure on")
+    a = parser.parse_args()
+    settings = {
+        "model.checkpoint": a.checkpoint,
+        "training.rank": a.rank,
+        "training.learning_rate": a.learning_rate,
+        "training.max_trainable_fraction": 1.0,
+        "training.weight_decay": 0.0,
+    }
+    config = load_config(a.config, settings)
+    device = choose_device(config.model.device)
+    checkpoint = open_checkpoint(config.model)
+    clips = EncodedClips(a.latents)
+    four = [clips.read(index) for index in range(NUM_CLIPS)]
+    model = LoraTransformer(checkpoint, config.model.dtype, config.training).to(device)
+    scales = latent_scales(checkpoint)
+    empty = clips.empty_prompt_embeds()
+    maker = SampleMaker(config.training, len(model.alphas_cumprod), *scales, empty)
+
+    def batch(step: int) -> Sample:
+        made = [maker.make(clip, step, slot, NUM_CLIPS) for slot, clip in enumerate(four)]
+        return stack(made, device)
+
+    @torch.no_grad()
+    def measured() -> float:
+        losses = [
+            velocity_loss(model, batch(FIRST_HELD_OUT + index), model.alphas_cumprod).item()
+            for index in range(a.num_draws)
+        ]
+        return sum(losses) / len(losses)
+
+    before = measured()
+    weights = list(model.adapter_weights().values())
+    optimizer = make_optimizer(weights, config.training)
+    for step in range(a.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = a.learning_rate * min(1.0, (step + 1) / 20) * (1 - step / a.steps)
+        velocity_loss(model, batch(step), model.alphas_cumprod).backward()
+        torch.nn.utils.clip_grad_norm_(weights, config.training.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % 100 == 0:
+            print(json.dumps({"step": step + 1, "loss": measured()}), flush=True)
+    after = measured()
+    print(json.dumps({"before": before, "after": after, "factor": before / after}))
+
+
+if __name__ == "__main__":
+    main()
