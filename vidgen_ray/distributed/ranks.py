@@ -250,14 +250,16 @@ class RankGroup:
             self.close()
         if reason and (failures or waiting):
             raise reason
+        dead = [failure for failure in failures if isinstance(failure, RayActorError)]
         for failure in failures:
-            if isinstance(failure, VidgenError):
+            # Beside a dead rank, what the others complain of is only that it is gone.
+            if isinstance(failure, VidgenError) and not dead:
                 raise failure
         if failures:
+            first = (dead or failures)[0]
             raise EngineError(
-                f"a rank of {self._size} failed: {_first_line(failures[0])}; the next clip gets "
-                "new ones"
-            ) from failures[0]
+                f"a rank of {self._size} failed: {_first_line(first)}; the next clip gets new ones"
+            ) from first
         results: list[Any] = ray.get(list(work))
         return results
 
