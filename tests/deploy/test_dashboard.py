@@ -5,7 +5,6 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,7 @@ def _serve_gpu_scrape() -> list[str]:
             pass
 
     port = free_port()
-    listener = ThreadingHTTPServer(("127.0.0.1", port), partial(Page))
+    listener = ThreadingHTTPServer(("127.0.0.1", port), Page)
     threading.Thread(target=listener.serve_forever, daemon=True).start()
     return [f"127.0.0.1:{port}"]
 
