@@ -136,7 +136,8 @@ def metrics(url: str) -> None:
         text = ask(f"{url}/metrics").decode()
         return [line for line in text.splitlines() if line.startswith(WANTED)]
 
-    found = until(lines, 60) or []
+    until(lambda: all(any(line.startswith(name) for line in lines()) for name in WANTED), 60)
+    found = lines()
     for name in WANTED:
         values = [line.rpartition(" ")[2] for line in found if line.startswith(name)]
         note(f"/metrics {name}", ", ".join(values) or "absent (no GPU)")

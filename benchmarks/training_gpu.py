@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--size", choices=["full", "tiny"], default="full")
     parser.add_argument("--num-workers", default="0", help="such as 1,2,4; 0 is in process")
     parser.add_argument("--checkpointing", default="selective", help="such as selective,full")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks")
+    parser.add_argument("--no-compile", action="store_true", help="leave the blocks as they are")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=1)
     a = parser.parse_args()
@@ -50,7 +50,7 @@ def main() -> None:
         "training.batch_size": a.batch_size,
         "training.checkpoint_every_steps": 100_000,
         "training.num_samples": 0,
-        "training.compile_blocks": a.compile,
+        "training.compile_blocks": False if a.no_compile else "auto",
     }
     if a.size == "tiny":
         base |= {

@@ -198,7 +198,7 @@ class TrainingConfig(Section):
     image_dropout: float = Field(0.05, ge=0, le=1)
     prompt_dropout: float = Field(0.1, ge=0, le=1)
     gradient_checkpointing: Literal["none", "full", "selective"] = "selective"
-    compile_blocks: bool = False
+    compile_blocks: bool | Literal["auto"] = "auto"  # auto: where there is a GPU
     seed: int = Field(0, ge=0, lt=2**31)
     checkpoint_every_steps: int = Field(100, ge=1)
     num_checkpoints_kept: int = Field(2, ge=1)

@@ -1,14 +1,19 @@
 """Every query of the dashboard, and every alert without its threshold, has data under load."""
 
+import json
 import re
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -21,8 +26,11 @@ from benchmarks.dashboard import (
     panels,
     prometheus,
 )
-from benchmarks.local_cluster import LocalCluster, free_port
+from benchmarks.local_cluster import BIN, LocalCluster, free_port
 from benchmarks.mixed_load import BatchRun, Service, tiny_settings, until
+from vidgen_ray.datasets.metadata import write_metadata
+from vidgen_ray.schema import Clip, ClipSource, Video
+from vidgen_ray.video_io import write_video
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,16 +43,13 @@ pytestmark = [
 
 # Recorded on a GPU host by `python -m benchmarks.gpu_scrape`.
 GPU_SCRAPE = Path(__file__).with_name("gpu_host.prom")
-GPU_SERIES = ("ray_node_gram", "ray_node_gpus", "_vram_")
 
 
 def marked(name: str, expression: str) -> Any:
-    """A parameter; strictly failing where what it asks for is not exported yet."""
+    """A parameter; strictly failing where no host has exported what it asks for."""
     marks = []
-    if any(part in expression for part in ("vidgen_train_", "vidgen_encode")):
-        marks.append(pytest.mark.xfail(strict=True, reason="training and encoding export later"))
-    elif any(part in expression for part in GPU_SERIES) and not GPU_SCRAPE.exists():
-        marks.append(pytest.mark.xfail(strict=True, reason="no scrape of a GPU host yet"))
+    if "vidgen_train_vram_gb" in expression:
+        marks.append(pytest.mark.xfail(strict=True, reason="no scrape of a GPU host that trains"))
     return pytest.param(expression, id=name, marks=marks)
 
 
@@ -69,7 +74,12 @@ def alert_sides() -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[Prometheus]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_folder: Path,
+    tiny_latents: Path,
+    tiny_training: dict[str, object],
+) -> Iterator[Prometheus]:
     folder = tmp_path_factory.mktemp("watched")
     cluster = LocalCluster(folder / "cluster")
     settings = tiny_settings(tiny_folder)
@@ -78,13 +88,17 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Itera
     batch = BatchRun(cluster, folder / "batch", 200, settings)
     service = Service(cluster, folder / "service", strict)
     try:
-        cluster.start(num_workers=1)
+        cluster.start(num_workers=2)
         service.deploy()
-        with prometheus(cluster, folder / "prometheus", _serve_gpu_scrape()) as running:
+        with (
+            prometheus(cluster, folder / "prometheus", _gpu_host()) as running,
+            _training(cluster, folder, tiny_latents, tiny_training),
+        ):
             batch.start()
             until(lambda: batch.num_done() > 1, 120, "the first clips of the batch")
             make_clips(service, 20)
-            until(lambda: running.query("ray_vidgen_job_seconds_count"), 60, "metrics of jobs")
+            for name in ("job_seconds_count", "train_loss", "encoded_clips_total"):
+                until(partial(running.query, f"ray_vidgen_{name}"), 120, name)
             time.sleep(10)
             yield running
             batch.kill()
@@ -92,10 +106,45 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Itera
         cluster.close()
 
 
-def _serve_gpu_scrape() -> list[str]:
-    """Addresses of exporters beside Ray: one that repeats the recorded scrape, where there is."""
-    if not GPU_SCRAPE.exists():
-        return []
+@contextmanager
+def _training(
+    cluster: LocalCluster, folder: Path, latents: Path, settings: dict[str, object]
+) -> Iterator[None]:
+    """More clips to encode, and more steps to train, than there is time for."""
+    film = folder / "film.mp4"
+    noise = np.random.default_rng(0).integers(0, 255, (800, 64, 96, 3), dtype=np.uint8)
+    write_video(film, Video(noise, 8))
+    source = ClipSource(dataset="test", licence="CC0")
+    spans = ((n, 0.25 * n) for n in range(350))
+    clips = [
+        Clip(id=str(n), video=str(film), prompt="pan left", start_s=s, end_s=s + 2, source=source)
+        for n, s in spans
+    ]
+    metadata = folder / "metadata.jsonl"
+    write_metadata(str(metadata), clips)
+    settings = {**settings, "training.num_epochs": 10_000}
+    shared = ["--config=training/lora_nano", f"--address={cluster.address}"]
+    shared += [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
+    works = (
+        ["encode", str(metadata), f"--output={folder / 'latents'}"],
+        ["train", f"--latents={latents}", f"--output={folder / 'lora'}", "--num-workers=1"],
+    )
+    with ExitStack() as stack:
+        log = stack.enter_context((folder / "training.log").open("wb"))
+        for work in works:
+            process = subprocess.Popen(
+                [str(BIN / "vidgen"), *work, *shared],
+                stdout=log,
+                stderr=log,
+                env=cluster.environment(),
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        yield
+
+
+def _gpu_host() -> list[str]:
+    """The address of an exporter that repeats the recorded scrape."""
 
     class Page(SimpleHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -27,4 +27,4 @@ def test_workers_leave_a_cpu_to_score(
     # Stands in for clusters that this machine cannot be.
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
     monkeypatch.setattr("vidgen_ray.distributed.cluster._ray_is_ours", lambda: False)
-    assert pool_size(BatchConfig(**settings), num_clips=100) == expected
+    assert pool_size(BatchConfig(**settings), num_clips=100, reserved_cpus=1) == expected

@@ -119,9 +119,9 @@ def pool_size(
     if num_gpus:
         room = min(room, int(resources.get("GPU", 0) // num_gpus))
     if resources.get("GPU", 0) < num_gpus and _ray_is_ours():
+        ranks = f" for each of model.gpus_per_clip: {gpus_per_clip}" if gpus_per_clip > 1 else ""
         raise ConfigError(
-            f"{section}.num_gpus_per_worker: {batch.num_gpus_per_worker:g} "
-            f"(model.gpus_per_clip: {gpus_per_clip}), but this machine has "
+            f"{section}.num_gpus_per_worker: {batch.num_gpus_per_worker:g}{ranks}, but this machine has "
             f"{resources.get('GPU', 0):g} GPUs; use --config nano for the small model on the CPU, "
             "or name a cluster with --address"
         )

@@ -60,7 +60,9 @@ class LoraTransformer(nn.Module):
         self.alpha = float(training.alpha or training.rank)
         self.num_base_parameters = sum(weight.numel() for weight in self.transformer.parameters())
         self._add_adapter(training)
-        self._set_checkpointing(training.gradient_checkpointing, training.compile_blocks)
+        wanted = training.compile_blocks
+        compiled = torch.cuda.is_available() if wanted == "auto" else wanted
+        self._set_checkpointing(training.gradient_checkpointing, compiled)
         self.train()
 
     def forward(
