@@ -121,9 +121,9 @@ def pool_size(
     if resources.get("GPU", 0) < num_gpus and _ray_is_ours():
         ranks = f" for each of model.gpus_per_clip: {gpus_per_clip}" if gpus_per_clip > 1 else ""
         raise ConfigError(
-            f"{section}.num_gpus_per_worker: {batch.num_gpus_per_worker:g}{ranks}, but this machine "
-            f"has {resources.get('GPU', 0):g} GPUs; use --config nano for the small model on the CPU, "
-            "or name a cluster with --address"
+            f"{section}.num_gpus_per_worker: {batch.num_gpus_per_worker:g}{ranks}, but this "
+            f"machine has {resources.get('GPU', 0):g} GPUs; use --config nano for the small model "
+            "on the CPU, or name a cluster with --address"
         )
     most = max(1, min(num_clips, max(batch.max_workers or room, batch.min_workers)))
     return PoolSize(min(batch.min_workers, most), max(1, min(room, most)), most)
