@@ -138,7 +138,7 @@ def server(
         "max_queued_jobs": 2,
         "max_dispatched_jobs": 1,
         "fetch_image_urls": True,
-        "wait_timeout_s": 1.5,
+        "wait_timeout_s": 6,
         "webhook_url": hook.url,
         "webhook_hosts": ["hooks.example"],
         "webhook_secret": WEBHOOK_SECRET,

@@ -113,7 +113,7 @@ class TestVideos:
         assert len(seeds) == 2
 
     def test_events_show_every_step(self, client: httpx.Client) -> None:
-        video_id = post(client, num_inference_steps=40).json()["id"]
+        video_id = post(client, num_inference_steps=200).json()["id"]
         events = list(follow(client, video_id))
         names = [name for name, _ in events]
         progress = [job["progress"] for _, job in events]

@@ -137,7 +137,7 @@ def test_ranks_make_clips_and_stop_together(
     bench = Bench(tmp_path, {**tiny_overrides, **LENIENT, "model.gpus_per_clip": 2})
 
     async def scenario() -> Made | None:
-        left = asyncio.create_task(bench.generator.generate(bench.task("left", 2000)))
+        left = asyncio.create_task(bench.generator.generate(bench.task("left", 1000)))
         await bench.until_step("left", 3)
         bench.store.cancel("left")
         assert await left is None

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +55,7 @@ def csv_rows(address: str, required: set[str]) -> Iterator[tuple[str, dict[str, 
 
     Raises DatasetError where a required column is missing.
     """
-    csv.field_size_limit(MAX_CELL_CHARACTERS)
-    with reading(address, "source") as file:
+    with reading(address, "source") as file, _large_cells():
         reader = csv.DictReader(file, restkey="", restval="")
         names = {name.strip() for name in reader.fieldnames or []}
         if not required <= names:
@@ -69,6 +69,16 @@ def csv_rows(address: str, required: set[str]) -> Iterator[tuple[str, dict[str, 
                 yield f"line {reader.line_num}", cells
         except csv.Error as error:
             raise DatasetError(f"source: {address}, line {reader.line_num}: {error}") from None
+
+
+@contextmanager
+def _large_cells() -> Iterator[None]:
+    """The limit is one of the process, and jobs files have a lower one."""
+    before = csv.field_size_limit(MAX_CELL_CHARACTERS)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def json_items(address: str, prefix: str) -> Iterator[tuple[str, Any]]:

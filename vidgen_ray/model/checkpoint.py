@@ -191,11 +191,10 @@ def is_cached(model: ModelConfig) -> bool:
     """Whether the checkpoint's weights lie on this machine already."""
     try:
         folder, _ = _locate(model, weights=True, local_files_only=True)
+        made_on_load = open_checkpoint(model, weights=False).made_on_load
     except ConfigError:
         return False
-    if open_checkpoint(model, weights=False).made_on_load:
-        return True
-    return all(any((folder / part).glob("*.safetensors")) for part in PARTS)
+    return made_on_load or all(any((folder / part).glob("*.safetensors")) for part in PARTS)
 
 
 def quiet() -> None:

@@ -47,7 +47,17 @@ def count_flops(checkpoint: Checkpoint, request: GenerationRequest) -> ClipFlops
         embedding = torch.empty(batch, config["time_embed_dim"])
         latents = torch.empty(1, vae.config.latent_channels, num_latent_frames, rows, columns)
         block = _count(lambda: transformer.transformer_blocks[0](video, text, embedding))
-        outside = _count(lambda: transformer.proj_out(video))
+        frames = torch.empty(batch * num_latent_frames, config["in_channels"], rows, columns)
+        prompts = torch.empty(batch, config["max_text_seq_length"], config["text_embed_dim"])
+        outside = _count(
+            lambda: (
+                transformer.patch_embed.proj(frames),
+                transformer.patch_embed.text_proj(prompts),
+                transformer.time_embedding(torch.empty(batch, width)),
+                transformer.norm_out(video, temb=embedding),
+                transformer.proj_out(video),
+            )
+        )
         decode = _count(lambda: vae.decode(latents))
     return ClipFlops(block * len(transformer.transformer_blocks) + outside, block, decode)
 
