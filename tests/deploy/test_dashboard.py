@@ -90,17 +90,15 @@ def server(
     try:
         cluster.start(num_workers=2)
         service.deploy()
-        with (
-            prometheus(cluster, folder / "prometheus", _gpu_host()) as running,
-            _training(cluster, folder, tiny_latents, tiny_training),
-        ):
+        with prometheus(cluster, folder / "prometheus", _gpu_host()) as running:
             batch.start()
-            until(lambda: batch.num_done() > 1, 120, "the first clips of the batch")
+            until(lambda: batch.num_done() > 1, 240, "the first clips of the batch")
             make_clips(service, 20)
-            for name in ("job_seconds_count", "train_loss", "encoded_clips_total"):
-                until(partial(running.query, f"ray_vidgen_{name}"), 120, name)
-            time.sleep(10)
-            yield running
+            with _training(cluster, folder, tiny_latents, tiny_training):
+                for name in ("job_seconds_count", "train_loss", "encoded_clips_total"):
+                    until(partial(running.query, f"ray_vidgen_{name}"), 120, name)
+                time.sleep(10)
+                yield running
             batch.kill()
     finally:
         cluster.close()
