@@ -55,7 +55,7 @@ def marked(name: str, expression: str) -> Any:
 
 def queries() -> list[Any]:
     return [
-        marked(f"{panel['title']}-{target['refId']}", expression_of(target))
+        marked(f"{panel['title']}-{target['refId']}", expression_of(target, "5m"))
         for panel in panels()
         for target in panel["targets"]
     ]
