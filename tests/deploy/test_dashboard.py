@@ -34,7 +34,7 @@ from vidgen_ray.video_io import write_video
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         shutil.which("prometheus") is None,
         reason="needs Prometheus; on Debian or Ubuntu: apt-get install prometheus",
@@ -96,7 +96,7 @@ def server(
             make_clips(service, 20)
             with _training(cluster, folder, tiny_latents, tiny_training):
                 for name in ("job_seconds_count", "train_loss", "encoded_clips_total"):
-                    until(partial(running.query, f"ray_vidgen_{name}"), 120, name)
+                    until(partial(running.query, f"ray_vidgen_{name}"), 300, name)
                 time.sleep(10)
                 yield running
             batch.kill()

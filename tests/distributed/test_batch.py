@@ -9,22 +9,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from benchmarks.mixed_load import LENIENT
 from vidgen_ray.config import load_config
 from vidgen_ray.distributed.batch import BatchArguments, run_batch
 from vidgen_ray.errors import ArtifactError, ConfigError, EngineError, RequestError
 from vidgen_ray.schema import BatchSummary, GenerationRecord, RunStatus, attempt_seed
 from vidgen_ray.video_io import read_video
 
-# What an untrained model makes is noise; these thresholds let it pass.
-LENIENT = {
-    "quality.min_temporal_score": 0.0,
-    "quality.max_flicker": 9,
-    "quality.max_texture_change": 999,
-    "quality.max_disorder": 99,
-    "quality.max_wobble_px": 999,
-    "quality.max_cut_strength": 99,
-    "quality.allow_static": True,
-}
 STRICT = {"quality.min_temporal_score": 1.0, "quality.max_texture_change": 1e-6}
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serving_process import LENIENT, Server, application, free_port
+from serving_process import Server, application
 
+from benchmarks.local_cluster import free_port
+from benchmarks.mixed_load import LENIENT
 from vidgen_ray.distributed.serving.keys import new_key
 
 WEBHOOK_SECRET = "whsec_" + "c2VjcmV0" * 5

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,24 +18,9 @@ import psutil
 import yaml
 from PIL import Image
 
+from benchmarks.local_cluster import free_port
+
 T = TypeVar("T")
-
-LENIENT = {
-    "quality.min_temporal_score": 0,
-    "quality.max_flicker": 9,
-    "quality.max_texture_change": 999,
-    "quality.max_disorder": 99,
-    "quality.max_wobble_px": 999,
-    "quality.max_cut_strength": 99,
-    "quality.allow_static": True,
-}
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def picture(width: int = 96, height: int = 64, kind: str = "PNG") -> bytes:

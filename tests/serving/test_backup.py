@@ -7,9 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
-from serving_process import LENIENT, Server, application, until
+from serving_process import Server, application, until
 from test_api import ended, post
 
+from benchmarks.mixed_load import LENIENT
 from vidgen_ray.video_io import read_video
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]

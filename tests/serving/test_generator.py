@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from serving_process import LENIENT, picture
+from serving_process import picture
 from test_jobs import lease, new
 
+from benchmarks.mixed_load import LENIENT
 from vidgen_ray.config import load_config
 from vidgen_ray.distributed.serving import generator as generator_module
 from vidgen_ray.distributed.serving.arguments import ServingArguments

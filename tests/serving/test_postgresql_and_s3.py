@@ -8,8 +8,10 @@ from typing import Any
 import fsspec
 import httpx
 import pytest
-from serving_process import LENIENT, Server, application
+from serving_process import Server, application
 from test_api import ended, post
+
+from benchmarks.mixed_load import LENIENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serving_process import LENIENT, Server, application, free_port, until
+from serving_process import Server, application, until
 from test_api import ended, post
+
+from benchmarks.local_cluster import free_port
+from benchmarks.mixed_load import LENIENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

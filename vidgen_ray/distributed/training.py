@@ -5,7 +5,6 @@ starts them again after one is lost. Nothing but the output is needed to go on.
 """
 
 import json
-import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from rich.console import Console
 
 from vidgen_ray.config import Config
 from vidgen_ray.distributed.cluster import connected
+from vidgen_ray.distributed.signals import signals_call
 from vidgen_ray.distributed.training_board import ask, make_board
 from vidgen_ray.distributed.training_worker import FINAL, WorkerJob, device_facts, train_worker
 from vidgen_ray.errors import ConfigError, EngineError, Interrupted
@@ -197,24 +197,15 @@ def _signals_stop(board: Any) -> Iterator[list[int]]:
     this process at once. The list that is yielded holds the signal that came."""
     came: list[int] = []
 
-    def stop(number: int, _frame: Any) -> None:
+    def stop(number: int) -> None:
         if came:
             raise Interrupted(number)
         came.append(number)
         stopping = board.stop
         getattr(stopping, "remote", stopping)()
 
-    before: dict[int, Any] = {}
-    try:
-        for name in (signal.SIGTERM, signal.SIGINT):
-            before[name] = signal.signal(name, stop)
-    except ValueError:  # not the main thread: signals are somebody else's
-        pass
-    try:
+    with signals_call(stop):
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _check_latents(clips: EncodedClips, checkpoint: Checkpoint) -> None:
