@@ -71,6 +71,7 @@ class ClipMaker:
             logger.warning("clip failed: %s", error, extra=log, exc_info=_cause(error))
             record = attempts.failed(record, type(error).__name__, str(error), "generate")
             return Made(record.model_dump_json(), task.http_request_id, None, None)
+        logger.info("clip made", extra={**log, "attempt": task.attempt})
         record = attempts.with_generation(record, generation)
         frames = generation.video.frames
         return Made(record.model_dump_json(), task.http_request_id, image.pixels, frames)
