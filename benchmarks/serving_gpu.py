@@ -139,9 +139,10 @@ def serve_config(options: argparse.Namespace, folder: Path) -> Path:
     if not torch.cuda.is_available():
         settings["model.dtype"] = "float32"
         generator["autoscaling_config"]["max_replicas"] = 1 if options.size == "paused" else 2
-        generator["ray_actor_options"] = {"num_gpus": 0, "num_cpus": 0}
         for entry in app["deployments"]:
             entry["ray_actor_options"] = {"num_gpus": 0, "num_cpus": 0}
+            if entry["name"] == "Scorer":  # the cores are those of the Generator
+                entry["autoscaling_config"]["max_replicas"] = 2
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path

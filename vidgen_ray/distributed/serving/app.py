@@ -55,7 +55,8 @@ def build_app(args: ServingArguments) -> Application:
         ray_actor_options={"num_gpus": num_gpus},
         request_router_config=RequestRouterConfig(max_backoff_s=_LOOK_AGAIN_S),
     )
-    scorer = serve.deployment(max_ongoing_requests=1, ray_actor_options={"num_cpus": 1})
+    num_cpus = arguments.num_cpus_per_score
+    scorer = serve.deployment(max_ongoing_requests=1, ray_actor_options={"num_cpus": num_cpus})
     dispatcher = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0})
     ingress = serve.deployment(max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0})
     application: Application = ingress(Ingress).bind(
