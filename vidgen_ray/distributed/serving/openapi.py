@@ -64,6 +64,7 @@ def _link(operation: str, description: str) -> dict[str, Any]:
 
 LINKS = {
     "Retrieve": _link("/v1/videos/{video_id} get", "Poll the job."),
+    "Follow": _link("/v1/videos/{video_id}/events get", "Hear of every step, to the end."),
     "Cancel": _link("/v1/videos/{video_id}/cancel post", "Stop it."),
     "Download": _link("/v1/videos/{video_id}/content get", "Its clip, when it is completed."),
     "Delete": _link("/v1/videos/{video_id} delete", "Remove it."),
