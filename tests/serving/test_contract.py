@@ -124,6 +124,14 @@ class TestSchema:
                 assert operation["description"], (method, path)
                 assert operation["responses"]["200"]["description"], (method, path)
 
+    def test_every_error_has_the_same_shape(self, schema: dict[str, Any]) -> None:
+        problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+        for path, methods in schema["paths"].items():
+            for method, operation in methods.items():
+                for code, answer in operation["responses"].items():
+                    if int(code) >= 400:
+                        assert answer["content"] == problem, (method, path, code)
+
     @pytest.mark.slow
     def test_no_answer_is_undocumented_and_none_is_5xx(
         self, server: Server, tmp_path: Path

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request
-from fastapi.responses import PlainTextResponse, RedirectResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse, Response
 
 from vidgen_ray import __version__
 from vidgen_ray.distributed.serving import problems
@@ -68,7 +68,7 @@ def build_api(context: Context) -> FastAPI:
     @app.get(
         "/v1/models/{name}",
         response_model=ModelView,
-        responses=problems.documented(401, 403, 404),
+        responses=problems.documented(401, 403, 404, 422),
         tags=["Service"],
         summary="Model",
     )
@@ -81,12 +81,15 @@ def build_api(context: Context) -> FastAPI:
 
     @app.get(
         "/metrics",
-        response_class=PlainTextResponse,
-        responses=problems.documented(401, 403),
+        response_class=Response,
+        responses={
+            200: {"description": "The page.", "content": {"text/plain": {}}},
+            **problems.documented(401, 403),
+        },
         tags=["Service"],
         summary="Metrics",
     )
-    async def metrics(owner: Owner) -> PlainTextResponse:
+    async def metrics(owner: Owner) -> Response:
         """Of every node, for Prometheus: `ray_vidgen_*`, `ray_serve_*` and `ray_node_*`."""
         return PlainTextResponse(await gather_metrics(), media_type="text/plain; version=0.0.4")
 
