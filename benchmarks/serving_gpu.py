@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -73,48 +74,55 @@ def checkpoint(size: str, folder: Path) -> None:
         note("checkpoint made", f"{time.monotonic() - start:.0f} s")
 
 
-def between_clips(url: str, server: int, video_ids: list[str]) -> None:
-    """What lies between the end of a Generator's clip and the start of its next one."""
-    times: dict[str, dict[str, float]] = {video_id: {} for video_id in video_ids}
-    makers: dict[str, list[str]] = {}
+def clip_times(server: int) -> tuple[dict[str, dict[str, float]], list[list[str]]]:
+    """When each clip was started, made and settled, from the logs; the clips of each Generator."""
+    times: dict[str, dict[str, float]] = defaultdict(dict)
+    makers: dict[str, list[str]] = defaultdict(list)
     for log in Path(RAY_FOLDER).glob(f"session_*_{server}/logs/serve/replica_*.log"):
         for line in log.read_text().splitlines():
-            entry = json.loads(line) if '"clip ' in line else {}
-            if entry.get("video_id") in times:
+            entry = json.loads(line) if '"message": "clip ' in line else {}
+            if "video_id" in entry:
                 times[entry["video_id"]][entry["message"]] = entry["timestamp_ns"] / 1e9
                 if entry["message"] == "clip made":
-                    makers.setdefault(log.name, []).append(entry["video_id"])
-    jobs = {video_id: ask(f"{url}/v1/videos/{video_id}") for video_id in video_ids}
-    stages = {video_id: job["stage_durations"] for video_id, job in jobs.items()}
+                    makers[log.name].append(entry["video_id"])
+    return times, list(makers.values())
 
-    def middle(name: str, begin: str, end: str, beside: set[str]) -> None:
-        spans = [times[video_id][end] - times[video_id][begin] for video_id in video_ids]
-        rest = [
-            span - sum(value for stage, value in stages[video_id].items() if stage in beside)
-            for video_id, span in zip(video_ids, spans, strict=True)
+
+def between_clips(url: str, server: int, video_ids: list[str]) -> None:
+    """What lies between the end of a Generator's clip and the start of its next one."""
+    times, makers = clip_times(server)
+    done = [video_id for video_id in video_ids if len(times[video_id]) == 3]  # no clip if it failed
+    if not done:
+        return
+    stages = {video_id: ask(f"{url}/v1/videos/{video_id}")["stage_durations"] for video_id in done}
+    for name, begin, end, work in SPANS:
+        spans = [times[video_id][end] - times[video_id][begin] for video_id in done]
+        beside = [
+            span - sum(seconds for stage, seconds in stages[video_id].items() if stage in work)
+            for video_id, span in zip(done, spans, strict=True)
         ]
-        text = f"{statistics.median(spans):.2f} s, {statistics.median(rest):.2f} s beside its work"
+        text = (
+            f"{statistics.median(spans):.2f} s, {statistics.median(beside):.2f} s beside its work"
+        )
         note(f"{name}, median", text)
-
-    middle("a clip in its Generator", "clip started", "clip made", GENERATING)
-    middle("from made to settled", "clip made", "clip settled", {"score", "save"})
-    idle = [
-        1000 * (times[after]["clip started"] - times[before]["clip made"])
-        for made in makers.values()
-        for before, after in pairwise(made)
-    ]
-    if idle:
+    pairs = [pair for made in makers for pair in pairwise(made) if set(pair) <= set(done)]
+    if pairs:
+        idle = [1000 * (times[b]["clip started"] - times[a]["clip made"]) for a, b in pairs]
         text = f"median {statistics.median(idle):.0f} ms, most {max(idle):.0f} ms"
         note("Generator idle between clips", text)
-        overlaps = sum(
-            times[after]["clip started"] < times[before]["clip settled"]
-            for made in makers.values()
-            for before, after in pairwise(made)
-        )
-        note("clips begun before the last one was settled", f"{overlaps} of {len(idle)}")
+        early = sum(times[b]["clip started"] < times[a]["clip settled"] for a, b in pairs)
+        note("clips begun before the last one was settled", f"{early} of {len(pairs)}")
 
 
-GENERATING = {"load", "text", "image_encode", "denoise", "decode"}
+SPANS = (
+    (
+        "a clip in its Generator",
+        "clip started",
+        "clip made",
+        {"load", "text", "image_encode", "denoise", "decode"},
+    ),
+    ("from made to settled", "clip made", "clip settled", {"score", "save"}),
+)
 
 
 def serve_config(options: argparse.Namespace, folder: Path) -> Path:
