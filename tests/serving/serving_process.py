@@ -86,14 +86,7 @@ class Server:
 
     def start(self, ready: str | None = "/health") -> "Server":
         """Start, and wait until the application says that it is well."""
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._serve, "run", str(self._config), "--address", "local"],
-                stdout=log,
-                stderr=log,
-                env=self._environment,
-                start_new_session=True,
-            )
+        self._launch()
         if ready is not None:
             self.wait(ready)
         return self
@@ -103,13 +96,27 @@ class Server:
 
         def is_well() -> bool:
             assert self._process is not None
-            assert self._process.poll() is None, self.log.read_text()[-4000:]
+            if self._process.poll() is not None:
+                # Ray gives its own node 30 s to start, however busy the machine is.
+                log = self.log.read_text()[-4000:]
+                assert "node timed out during startup" in log, log
+                self._launch()
             with contextlib.suppress(httpx.HTTPError, ValueError):
                 answer = httpx.get(self.url + path, timeout=5)
                 return answer.status_code == 200 and answer.json()["status"] == "ok"
             return False
 
         until(is_well, timeout_s, 0.3)
+
+    def _launch(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._serve, "run", str(self._config), "--address", "local"],
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                start_new_session=True,
+            )
 
     def redeploy(self, applications: list[dict[str, Any]]) -> None:
         """Deploy a new config on the running Ray, as `serve deploy` does."""
