@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import jsonschema
+import openapi_spec_validator
 import pytest
 from openai import NotFoundError, OpenAI
 from serving_process import Server, picture
@@ -117,6 +118,9 @@ class TestSubset:
 
 
 class TestSchema:
+    def test_it_is_valid_openapi(self, schema: dict[str, Any]) -> None:
+        openapi_spec_validator.validate(schema)
+
     def test_every_route_is_described(self, schema: dict[str, Any]) -> None:
         for path, methods in schema["paths"].items():
             for method, operation in methods.items():

@@ -71,10 +71,10 @@ LINKS = {
     "Delete": _link("/v1/videos/{video_id} delete", "Remove it."),
 }
 
-# Of a stream of server-sent events, by event.
+# A stream of server-sent events; the schema is that of each event.
 EVENTS: dict[str, Any] = {
     "text/event-stream": {
-        "itemSchema": {
+        "schema": {
             "type": "object",
             "required": ["event", "data"],
             "properties": {
