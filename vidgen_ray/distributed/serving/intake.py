@@ -176,6 +176,8 @@ class Intake:
         if name is not None:
             loras = self.loras()
             if name not in loras:
+                if lora and not loras:
+                    raise invalid(f"lora: this server has none, got {name[:120]!r}; leave it out")
                 field = "lora" if lora else "model"
                 names = sorted(loras) if lora else [self.model_id, *sorted(loras)]
                 raise invalid(f"{field}: must be one of {names}, got {name[:120]!r}")
