@@ -11,7 +11,7 @@ import yaml
 from diffusers import AutoencoderKLCogVideoX, CogVideoXImageToVideoPipeline
 from PIL import Image
 
-from recipes.nano import train_adapter, train_transformer, train_vae
+from recipes.nano import reduce_vae, train_adapter, train_transformer, train_vae
 from recipes.nano.assemble import assemble
 from recipes.nano.camera import MOVES, SPEEDS, path_of, render
 from recipes.nano.config import DEFAULT, RecipeConfig, load_recipe
@@ -172,6 +172,41 @@ def test_training_begins_with_a_model_of_fewer_latent_channels(
         wanted = student.transformer(torch.cat([noisy, image], 2), **rest)[0]
         made = taught.transformer(torch.cat([noisy, more, image, more], 2), **rest)[0]
     torch.testing.assert_close(made[:, :, :known], wanted)
+
+
+def test_a_reduced_vae_keeps_what_its_components_hold(
+    photos: Path, small: RecipeConfig, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    vae = train_vae.make_vae(small).eval()
+    channels = vae.config.latent_channels
+    kept = channels - 2
+    config = {**small.vae.architecture, "latent_channels": kept}
+    vae_config = small.vae.model_copy(update={"architecture": config})
+    known = train_vae.make_vae(small.model_copy(update={"vae": vae_config}))
+    folders = [_saved(vae, tmp_path / "vae"), _saved(known, tmp_path / "known")]
+    still = torch.rand(1, 3, 1, 32, 48) * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(still).latent_dist.mode()
+        flat = latents.movedim(1, -1).flatten(0, -2)
+        basis = reduce_vae.aligned_components(flat, torch.randn(len(flat), channels))
+        whole = reduce_vae.reduced(vae, basis, torch.full((channels,), 0.25))
+        turned = whole.encode(still).latent_dist
+        torch.testing.assert_close(turned.mode().movedim(1, -1), latents.movedim(1, -1) @ basis)
+        torch.testing.assert_close(turned.std, torch.full_like(turned.std, 0.5))
+        torch.testing.assert_close(
+            whole.decode(turned.mode()).sample, vae.decode(latents).sample, atol=1e-4, rtol=1e-3
+        )
+        again = reduce_vae.aligned_components(flat @ basis, flat)
+        torch.testing.assert_close(flat @ basis @ again, flat, atol=1e-4, rtol=1e-3)
+
+        reduce_vae.reduce_vae(folders[0], photos, folders[1], tmp_path, small)
+        smaller = AutoencoderKLCogVideoX.from_pretrained(tmp_path / "vae")
+        fewer = smaller.encode(still).latent_dist.mode()
+    assert fewer.shape[1] == kept
+    assert smaller.config.scaling_factor > 0
+    with pytest.raises(ValueError, match="cannot be kept"):
+        reduce_vae.aligned_components(fewer.movedim(1, -1).flatten(0, -2), flat)
 
 
 def _saved(vae: AutoencoderKLCogVideoX, folder: Path) -> Path:
