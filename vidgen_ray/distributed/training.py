@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -18,13 +18,14 @@ import yaml
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
-from vidgen_ray.config import Config
+from vidgen_ray.config import Config, SamplePrompt
 from vidgen_ray.distributed.cluster import connected
 from vidgen_ray.distributed.signals import signals_call
 from vidgen_ray.distributed.training_board import ask, make_board
 from vidgen_ray.distributed.training_worker import FINAL, WorkerJob, device_facts, train_worker
-from vidgen_ray.errors import ConfigError, EngineError, Interrupted
+from vidgen_ray.errors import ConfigError, EngineError, Interrupted, RequestError
 from vidgen_ray.generation.artifacts import ArtifactStore
+from vidgen_ray.generation.validation import find_prompts, read_requests
 from vidgen_ray.model.adapters import WEIGHTS_NAME
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.model.lora import architecture_of
@@ -78,6 +79,7 @@ def run_training(arguments: TrainingArguments, console: Console) -> None:
     Raises ConfigError where it cannot fit or settings changed, DatasetError for bad latents,
     EngineError and ArtifactError for a run that could not go on, Interrupted for a signal.
     """
+    arguments = replace(arguments, config=_with_samples(arguments.config))
     config = arguments.config
     checkpoint = open_checkpoint(config.model)
     clips = EncodedClips(arguments.latents)
@@ -206,6 +208,25 @@ def _signals_stop(board: Any) -> Iterator[list[int]]:
 
     with signals_call(stop):
         yield came
+
+
+def _with_samples(config: Config) -> Config:
+    """The configuration with the prompts of the file that `training.samples` may name.
+
+    Raises RequestError.
+    """
+    training = config.training
+    if not isinstance(training.samples, str):
+        return config
+    address = find_prompts(training.samples)
+    found, _ = read_requests(address, config)
+    if found.problems:
+        raise RequestError(f"training.samples: {address}: {found.problems[0]}")
+    samples = [
+        SamplePrompt(image=request.image, prompt=request.prompt, seed=request.seed or 0)
+        for request in (job.request for job in found.requests[: training.num_samples])
+    ]
+    return config.model_copy(update={"training": training.model_copy(update={"samples": samples})})
 
 
 def _check_latents(clips: EncodedClips, checkpoint: Checkpoint) -> None:
