@@ -25,7 +25,7 @@ train-demo: setup
 	$(BIN)/python -m scripts.demo_clips $(DEMO)/clips
 	$(BIN)/vidgen encode $(DEMO)/clips/metadata.jsonl --output $(DEMO)/latents --config training/lora_nano
 	$(BIN)/vidgen train --latents $(DEMO)/latents --output $(DEMO)/lora --config training/lora_nano --num-workers 0
-	$(BIN)/vidgen validate --lora $(DEMO)/lora/adapter_final --prompts configs/validation_prompts.yaml --output $(DEMO)/validation --config nano
+	$(BIN)/vidgen validate --lora $(DEMO)/lora/adapter_final --prompts validation_demo --output $(DEMO)/validation --config training/lora_nano
 
 # The clips that README.md shows, made anew.
 examples: setup

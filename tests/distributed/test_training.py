@@ -120,7 +120,7 @@ def test_a_run_in_parts_has_the_curve_and_the_weights_of_one_in_whole(
 
 
 def test_sigterm_commits_and_leaves_and_the_run_goes_on(run: Run, other: Run) -> None:
-    settings = {"num_epochs": 12, "checkpoint_every_steps": 1000}
+    settings = {"num_epochs": 8, "checkpoint_every_steps": 1000}
     run.train(**settings)
 
     def terminate() -> None:
@@ -136,7 +136,7 @@ def test_sigterm_commits_and_leaves_and_the_run_goes_on(run: Run, other: Run) ->
     killer.join()
     (state,) = sorted((other.output / "state").glob("*.pt"))[-1:]
     stopped_after = int(state.stem.removeprefix("step-"))
-    assert 0 < stopped_after < 48
+    assert 0 < stopped_after < 32
     other.train(**settings)
     assert other.column("step") == run.column("step")
     assert other.column() == pytest.approx(run.column(), abs=1e-5)
@@ -193,8 +193,12 @@ def test_samples_may_be_the_first_of_a_prompts_file(run: Run, tmp_path: Path, ph
     assert second.request.prompt.startswith("nightfall ")
     assert "Oslo" in second.request.prompt
     prompts.write_text("prompts: [{id: a, image: a.png, template: nothing}]")
+    run.output = tmp_path / "other"
     with pytest.raises(RequestError, match=r"training\.samples: .*line 1 .*nothing"):
-        run.train(num_epochs=3, samples=str(prompts))
+        run.train(samples=str(prompts))
+    prompts.write_text("prompts: [{id: a, image: a.png, prompt: pan left}]")
+    with pytest.raises(RequestError, match=r"training\.samples: no such file"):
+        run.train(samples=str(prompts), num_samples=1)
 
 
 def test_a_sample_that_fails_is_told_of_and_training_goes_on(run: Run) -> None:

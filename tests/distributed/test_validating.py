@@ -159,6 +159,7 @@ def test_clips_below_the_threshold_fail_the_adapter(
     assert ">FAIL</b>" in (run[2] / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_adapter_that_changes_nothing_fails(
     config: Config, prompts: Path, tiny_adapter: Path, tmp_path: Path
 ) -> None:
