@@ -32,7 +32,7 @@ examples: setup
 	rm -rf outputs/examples
 	$(BIN)/vidgen batch data/samples/jobs.jsonl --config nano --output outputs/examples
 	sed -i 's#$(CURDIR)/##g' outputs/examples/*.json*
-	$(BIN)/python scripts/contact_sheet.py outputs/examples docs/examples.webp
+	$(BIN)/python scripts/contact_sheet.py docs/examples.webp outputs/examples/*.mp4
 
 test: setup-dev
 	$(BIN)/pytest -m "not slow and not gpu and not chaos" $(ARGS)

@@ -5,6 +5,7 @@ footage. That look is what an adapter is to learn; the moves the embedded model 
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,14 +55,19 @@ def draw(folder: Path, num_clips: int) -> None:
     """Render clips, and write metadata.jsonl beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     clips = []
+    for index, (prompt, frames) in enumerate(demo_scenes(num_clips)):
+        path = folder / f"{index + 1}.mp4"
+        write_video(path, Video(frames, FPS))
+        clips.append(Clip(id=path.stem, video=str(path.resolve()), prompt=prompt, source=SOURCE))
+    write_metadata(str(folder / "metadata.jsonl"), clips)
+
+
+def demo_scenes(num_clips: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Prompts and their clips, uint8 [num_frames, height, width, 3]."""
     for index in range(num_clips):
         name, subject = SCENES[index % len(SCENES)]
         move, phrase = list(PHRASES.items())[index % len(PHRASES)]
-        path = folder / f"{index + 1}.mp4"
-        write_video(path, Video(drained(_moving(SAMPLES / name, move)), FPS))
-        prompt = f"{TRIGGER} {subject}, {phrase}"
-        clips.append(Clip(id=path.stem, video=str(path.resolve()), prompt=prompt, source=SOURCE))
-    write_metadata(str(folder / "metadata.jsonl"), clips)
+        yield f"{TRIGGER} {subject}, {phrase}", drained(_moving(SAMPLES / name, move))
 
 
 def drained(frames: torch.Tensor) -> np.ndarray:
