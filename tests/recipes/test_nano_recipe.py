@@ -11,7 +11,7 @@ import yaml
 from diffusers import AutoencoderKLCogVideoX, CogVideoXImageToVideoPipeline
 from PIL import Image
 
-from recipes.nano import reduce_vae, train_adapter, train_transformer, train_vae
+from recipes.nano import reduce_vae, train_transformer, train_vae
 from recipes.nano.assemble import assemble
 from recipes.nano.camera import MOVES, SPEEDS, path_of, render
 from recipes.nano.config import DEFAULT, RecipeConfig, load_recipe
@@ -63,7 +63,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> RecipeConfig:
     tree["transformer"]["architecture"].update(num_layers=1, num_attention_heads=1)
     tree["transformer"]["text_encoder"].update(num_layers=1, d_ff=32)
     tree["transformer"].update(num_steps=4, batch=2, clips_at_start=8, clips_kept=16)
-    tree["adapter"].update(rank=2, num_clips=2, num_steps=2, batch=1)
     path = tmp_path_factory.mktemp("recipe") / "small.yaml"
     path.write_text(yaml.safe_dump(tree))
     return load_recipe(path)
@@ -230,12 +229,9 @@ def test_every_stage_goes_on_where_it_stopped_and_makes_a_pipeline(
     assert train_transformer.train(photos, vae / "vae", text, parts, small)
     assert assemble(vae, text, parts, tmp_path / "checkpoint") < 30e6
 
-    adapter = tmp_path / "adapter"
-    train_adapter.train(tmp_path / "checkpoint", photos, adapter, small)
     pipeline = CogVideoXImageToVideoPipeline.from_pretrained(
         tmp_path / "checkpoint", dtype=torch.float32
     )
-    pipeline.load_lora_weights(adapter)
     frames = pipeline(
         image=Image.new("RGB", (64, 48)),
         prompt="pan left",
