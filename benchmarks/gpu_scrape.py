@@ -26,7 +26,7 @@ from vidgen_ray.model.checkpoint import open_checkpoint
 
 _OF_CLIPS = r"node_(gram|gpus)_\w+|vidgen_(vram|vram_allocated|peak_vram)_gb"
 _OF_TRAINING = r"vidgen_train_vram_gb"
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 300.0
 
 _REPLACED = {
     "GpuUuid": "GPU-0",
@@ -63,6 +63,7 @@ def make_clips(folder: Path, num_gpus: int) -> None:
     rows = [{"id": f"clip-{n}", "image": str(PHOTO), "prompt": "slow push in"} for n in range(2)]
     (folder / "jobs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     overrides = {**LENIENT, "batch.num_gpus_per_worker": num_gpus, "quality.max_attempts": 1}
+    overrides |= {"generation.num_inference_steps": 4}
     config = load_config("nano", overrides)
     arguments = BatchArguments(str(folder / "jobs.jsonl"), str(folder / "out"), config, "nano")
     run_batch(arguments, Console())
