@@ -1,9 +1,9 @@
-"""Keep the principal components of a VAE's latents, turned to lie as those of another VAE do.
+"""Keep the principal components of a VAE's latents, turned as those of another VAE if there is one.
 
-    python -m recipes.nano.reduce_vae VAE PHOTOS LIKE OUTPUT
+    python -m recipes.nano.reduce_vae VAE PHOTOS OUTPUT [--like CHECKPOINT/vae]
 
-LIKE is the VAE of a trained transformer: with OUTPUT/vae that transformer goes on learning where
-it stands. OUTPUT/vae has as many latent channels as LIKE, and fewer than VAE.
+VAE is one of `train_vae`, OUTPUT/vae has `kept_channels` latent channels. With `--like` the
+transformer of that checkpoint works with OUTPUT/vae, and goes on learning where it stands.
 """
 
 import argparse
@@ -26,19 +26,24 @@ CLIPS_AT_ONCE = 4
 def main() -> None:
     """Parse the command line and reduce."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("vae", "photos", "like", "output"):
+    for name in ("vae", "photos", "output"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--config", type=Path, default=DEFAULT)
+    parser.add_argument("--like", type=Path, help="VAE folder whose latents to resemble")
     a = parser.parse_args()
-    reduce_vae(a.vae, a.photos, a.like, a.output, load_recipe(a.config))
+    reduce_vae(a.vae, a.photos, a.output, load_recipe(a.config), a.like)
 
 
-def reduce_vae(vae: Path, photos: Path, like: Path, output: Path, recipe: RecipeConfig) -> None:
-    """Write OUTPUT/vae. Raises ValueError when LIKE has more latent channels than VAE."""
+def reduce_vae(
+    vae: Path, photos: Path, output: Path, recipe: RecipeConfig, like: Path | None = None
+) -> None:
+    """Write OUTPUT/vae. Raises ValueError when it would get more latent channels than `vae` has."""
     model = AutoencoderKLCogVideoX.from_pretrained(vae).float()
-    known = AutoencoderKLCogVideoX.from_pretrained(like).float()
-    means, log_variances, wanted = latents_of(model, known, photos, recipe)
-    basis = aligned_components(means, wanted)
+    means, log_variances = latents_of(model, photos, recipe)
+    basis = components(means, recipe.vae.kept_channels)
+    if like:
+        known = AutoencoderKLCogVideoX.from_pretrained(like).float()
+        basis = basis @ rotation(means @ basis, latents_of(known, photos, recipe)[0])
     smaller = reduced(model, basis, log_variances.exp().mean(0))
     smaller.register_to_config(scaling_factor=round(1 / (means @ basis).std().item(), 6))
     smaller.save_pretrained(output / "vae")
@@ -46,41 +51,41 @@ def reduce_vae(vae: Path, photos: Path, like: Path, output: Path, recipe: Recipe
 
 @torch.no_grad()
 def latents_of(
-    model: AutoencoderKLCogVideoX,
-    known: AutoencoderKLCogVideoX,
-    photos: Path,
-    recipe: RecipeConfig,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Means and log variances of `model`, [places, channels], and means of `known`."""
+    vae: AutoencoderKLCogVideoX, photos: Path, recipe: RecipeConfig
+) -> tuple[Tensor, Tensor]:
+    """Means and log variances, [places, channels], of latents of the same short clips each time."""
     torch.manual_seed(recipe.seed)
-    make_fast(model)
-    make_fast(known)
+    make_fast(vae)
     size = (recipe.photos.height, recipe.photos.width)
     crops = load_crops(photos / "train", size, 1, recipe.seed)
-    crops = crops[torch.randperm(len(crops))[:NUM_CLIPS]]
-    found: list[tuple[Tensor, ...]] = []
-    for some in crops.split(CLIPS_AT_ONCE):
+    found = []
+    for some in crops[torch.randperm(len(crops))[:NUM_CLIPS]].split(CLIPS_AT_ONCE):
         times = torch.arange(NUM_FRAMES).expand(len(some), -1) / (recipe.num_frames - 1)
         clips = render(some, any_path(len(some), times), (recipe.height, recipe.width))
-        moments = [_channels_last(vae._encode(clips)) for vae in (model, known)]
-        found.append((*moments[0].chunk(2, dim=1), moments[1].chunk(2, dim=1)[0]))
-    means, log_variances, wanted = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return means, log_variances, wanted
+        found.append(vae._encode(clips).movedim(1, -1).flatten(0, -2))
+    means, log_variances = torch.cat(found).chunk(2, dim=1)
+    return means, log_variances
 
 
-def aligned_components(latents: Tensor, wanted: Tensor) -> Tensor:
-    """An orthonormal basis [channels, kept] of the most energy in `latents` [places, channels].
+def components(latents: Tensor, kept: int) -> Tensor:
+    """The orthonormal basis [channels, kept] of most of the energy of `latents` [places, channels].
 
-    Turned so that the latents in it come nearest to `wanted` [places, kept] (orthogonal Procrustes,
-    Schönemann 1966). Raises ValueError when `wanted` has more channels.
+    Not of their variance: a decoder pads its input with zeros, so that zero must stay where it is.
+    Raises ValueError when there are fewer channels.
     """
-    kept = wanted.shape[1]
     if kept > latents.shape[1]:
         raise ValueError(f"{kept} latent channels cannot be kept of {latents.shape[1]}")
-    _, vectors = torch.linalg.eigh(latents.T @ latents)
-    components = vectors.flip(1)[:, :kept]
-    left, _, right = torch.linalg.svd((latents @ components).T @ wanted)
-    turned: Tensor = components @ left @ right
+    vectors: Tensor = torch.linalg.eigh(latents.T @ latents).eigenvectors
+    return vectors.flip(1)[:, :kept]
+
+
+def rotation(latents: Tensor, wanted: Tensor) -> Tensor:
+    """The rotation that brings `latents` nearest to `wanted`, both [places, channels].
+
+    Orthogonal Procrustes (Schönemann 1966).
+    """
+    left, _, right = torch.linalg.svd(latents.T @ wanted)
+    turned: Tensor = left @ right
     return turned
 
 
@@ -109,10 +114,6 @@ def reduced(
 
 def _sees_latents(name: str) -> bool:
     return name.startswith("decoder.conv_in.") or ".conv_y." in name or ".conv_b." in name
-
-
-def _channels_last(moments: Tensor) -> Tensor:
-    return moments.movedim(1, -1).flatten(0, -2)
 
 
 if __name__ == "__main__":
