@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # or a busy machine leaves workers nothing
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from vidgen_ray.config import load_config
+from vidgen_ray.config import SHIPPED_LORAS, load_config
 from vidgen_ray.distributed.serving.arguments import ServingArguments
 from vidgen_ray.distributed.serving.dispatcher import Dispatcher
 from vidgen_ray.distributed.serving.generator import Generator
@@ -87,10 +87,17 @@ def _effective(args: ServingArguments) -> ServingArguments:
             "output": output,
             "database": database,
             "api_keys_file": _absolute(keys) if keys else None,
-            "lora_folder": _absolute(args.lora_folder) if args.lora_folder else None,
+            "lora_folder": _lora_folder(args.lora_folder),
             "webhook_secret": args.webhook_secret or os.environ.get("VIDGEN_WEBHOOK_SECRET"),
         }
     )
+
+
+def _lora_folder(folder: str | None) -> str | None:
+    """`embedded` stands for the adapters of the embedded model."""
+    if folder == "embedded":
+        return str(SHIPPED_LORAS)
+    return _absolute(folder) if folder else None
 
 
 def _absolute(address: str) -> str:
