@@ -18,7 +18,7 @@ import httpx
 import psutil
 
 BIN = Path(sys.executable).parent
-_START_TIMEOUT_S = 90.0
+_START_TIMEOUT_S = 180.0
 
 
 @dataclass

@@ -152,7 +152,7 @@ class Service:
     def output(self) -> Path:
         return self.folder / "out"
 
-    def deploy(self, timeout_s: float = 180) -> float:
+    def deploy(self, timeout_s: float = 300) -> float:
         """Deploy and wait until it is well; how long that took, in seconds."""
         start = time.monotonic()
         self.output.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ class Service:
             env=self.cluster.environment(),
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=240,
         )
         if done.returncode:
             raise RuntimeError(done.stdout + done.stderr)

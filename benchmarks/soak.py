@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.local_cluster import LocalCluster, end_in_order
+from benchmarks.memory_watch import MemoryWatch
 from benchmarks.mixed_load import (
     BatchRun,
     Service,
@@ -23,7 +24,7 @@ from benchmarks.mixed_load import (
     until,
 )
 
-_RECOVERY_TIMEOUT_S = 300.0
+_RECOVERY_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Soak:
             "batch.num_cpus_per_score": 0.5,
         }
         self.cluster = LocalCluster(self.folder / "cluster")
+        self.memory = MemoryWatch(self.cluster)
         self.service = Service(
             self.cluster, self.storage / "service", self._settings, num_generators=2
         )
@@ -72,6 +74,7 @@ class Soak:
         """The cluster, the server, its clients, and the first batch."""
         self.cluster.start(num_workers=2)
         self.service.deploy()
+        self.memory.start()
         self._asking.start()
         self.next_batch()
         self._recover(time.monotonic())
@@ -81,7 +84,8 @@ class Soak:
         self._stop.set()
         self._asking.join()
         self._keep_batch_running(wait=True)
-        until(lambda: self.service.num_open() == 0, 300, "the last jobs", every_s=1)
+        until(lambda: self.service.num_open() == 0, 600, "the last jobs", every_s=1)
+        self.memory.stop()
         self.service.check()
         for batch in self.batches:
             batch.check()
@@ -89,6 +93,7 @@ class Soak:
     def close(self) -> None:
         """End every process."""
         self._stop.set()
+        self.memory.stop()
         for batch in self.batches:
             batch.kill()
         self.cluster.close()
@@ -263,12 +268,15 @@ def main() -> None:
     soak = Soak(Path(tempfile.mkdtemp(prefix="vidgen-soak-")), pause_s=20)
     try:
         soak.start()
-        while True:
+        cycles = [time.monotonic()]
+        while cycles[-1] < end:
             cycle(soak)
-            if time.monotonic() > end:
-                break
+            cycles.append(time.monotonic())
         soak.finish()
         print(soak.table())
+        most = [soak.memory.most_gb(*each) for each in itertools.pairwise(cycles)]
+        print("\nMost memory in each cycle, GB:", ", ".join(f"{each:.2f}" for each in most))
+        print(soak.memory.table())
     finally:
         soak.close()
 

@@ -33,6 +33,7 @@ class VaeConfig(_Section):
     """Training of the VAE. Batches are those of one rank."""
 
     architecture: dict[str, Any]
+    kept_channels: int = Field(gt=0)
     still_steps: int = Field(ge=0)
     num_steps: int = Field(gt=0)
     learning_rate: float = Field(gt=0)

@@ -21,7 +21,7 @@ SOURCES = ("/etc/pip.conf", "/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(
         os.geteuid() != 0 or shutil.which("mmdebstrap") is None,
         reason="needs root and mmdebstrap; on Debian or Ubuntu: apt-get install mmdebstrap",
@@ -38,7 +38,7 @@ class Image:
         self.workdir = "/"
         self.user = "0"
 
-    def run(self, command: str, timeout_s: float = 1200) -> subprocess.CompletedProcess[str]:
+    def run(self, command: str, timeout_s: float = 3000) -> subprocess.CompletedProcess[str]:
         inside = f"cd {self.workdir}; {command}"
         person = [f"--userspec={self.user}"] if self.user != "0" else []
         return subprocess.run(
@@ -58,7 +58,9 @@ class Image:
             to = place / path.name if len(sources) > 1 or target.endswith("/") else place
             to.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():
-                shutil.copytree(path, to, symlinks=True, dirs_exist_ok=True)
+                # Gigabytes of another stage are linked; what comes from here may be changed there.
+                copy = os.link if origin != ROOT else shutil.copy2
+                shutil.copytree(path, to, symlinks=True, copy_function=copy, dirs_exist_ok=True)
             else:
                 shutil.copy(path, to)
             if owner:

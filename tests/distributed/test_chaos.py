@@ -148,6 +148,22 @@ def test_a_killed_ray_ends_the_run_with_one_error_and_a_rerun_goes_on(batch: Bat
     batch.check_whole()
 
 
+def test_a_ray_that_is_only_slow_does_not_end_the_run(batch: Batch) -> None:
+    process = batch.start()
+    batch.wait_for(is_generating)
+    (board,) = (
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if child.cmdline() and child.cmdline()[0].startswith("ray::BoardState")
+    )
+    board.suspend()
+    time.sleep(50)
+    board.resume()
+    code, said = batch.finish(process)
+    assert code == 0, said
+    batch.check_whole()
+
+
 def test_a_request_that_kills_its_worker_is_quarantined_and_the_rest_finishes(
     batch: Batch,
 ) -> None:

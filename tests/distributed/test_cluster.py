@@ -1,10 +1,12 @@
-"""How many workers a cluster has room for."""
+"""How many workers a cluster has room for, and whether its head is there."""
+
+import socket
 
 import pytest
 import ray
 
 from vidgen_ray.config import BatchConfig
-from vidgen_ray.distributed.cluster import PoolSize, pool_size
+from vidgen_ray.distributed.cluster import PoolSize, is_listening, pool_size
 
 
 @pytest.mark.parametrize(
@@ -28,3 +30,10 @@ def test_workers_leave_a_cpu_to_score(
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
     monkeypatch.setattr("vidgen_ray.distributed.cluster._ray_is_ours", lambda: False)
     assert pool_size(BatchConfig(**settings), num_clips=100, reserved_cpus=1) == expected
+
+
+def test_a_head_that_is_busy_is_told_from_one_that_is_gone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:  # accepts, and says nothing
+        address = f"127.0.0.1:{busy.getsockname()[1]}"
+        assert is_listening(address)
+    assert not is_listening(address)

@@ -29,7 +29,7 @@ def vidgen(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProces
         env={**cluster.environment(), "RAY_ADDRESS": cluster.address},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
     )
 
 

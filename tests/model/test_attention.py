@@ -24,7 +24,7 @@ def rotary_tables() -> tuple[torch.Tensor, torch.Tensor]:
     return angles.cos(), angles.sin()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_block_gives_what_it_gives_in_diffusers(compiled: bool) -> None:
     torch.manual_seed(0)
     block = CogVideoXBlock(32, 2, 16, 16).eval()

@@ -43,7 +43,7 @@ def connected(address: str | None) -> Iterator[None]:
             )
             _OURS.add(ray.get_runtime_context().gcs_address)
         else:
-            _knock(address)
+            _knock(address or "")
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ConfigError(
@@ -59,9 +59,18 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str | None) -> None:
+def is_listening(address: str) -> bool:
+    """Whether somebody accepts a connection at `host:port`."""
+    try:
+        _knock(address)
+    except OSError:
+        return False
+    return True
+
+
+def _knock(address: str) -> None:
     """Raise OSError at once where nobody listens at `host:port`: Ray would try for minutes."""
-    host, _, port = (address or "").rpartition(":")
+    host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 

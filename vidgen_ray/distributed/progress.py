@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from vidgen_ray.distributed.board import Activity
+from vidgen_ray.distributed.cluster import is_listening
 from vidgen_ray.distributed.metrics import ClipMetrics, QueueMetrics
 from vidgen_ray.errors import ArtifactError
 from vidgen_ray.generation.artifacts import ArtifactStore
@@ -35,7 +36,8 @@ _POLL_S = 0.5
 _WRITE_S = 1.0
 _LINE_S = 30.0
 _STALE_S = 120.0
-_SILENCE_S = 30.0
+_SILENCE_S = 30.0  # of a Ray whose head is gone
+_PATIENCE_S = 300.0  # with one that is there, but busy or starting the board anew
 
 
 class RunProgress:
@@ -70,6 +72,7 @@ class RunProgress:
         self._activities: list[Activity] = []
         self._peak_vram_gb: float | None = None
         self._board: Any = None
+        self._head = ""
         self._heard = time.monotonic()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -90,6 +93,7 @@ class RunProgress:
     def follow(self, board: Any) -> None:
         """Poll this board from now on."""
         self._board = board
+        self._head = ray.get_runtime_context().gcs_address
         self._heard = time.monotonic()
 
     def add(self, record: GenerationRecord, *, final: bool) -> None:
@@ -234,18 +238,19 @@ class RunProgress:
             self._activities = ray.get(self._board.activities.remote(), timeout=5)
         except ray.exceptions.RayError:
             # A board whose node died comes back; one that does not means that Ray is gone.
-            if time.monotonic() - self._heard > _SILENCE_S:
-                self._give_up()
+            silent_s = time.monotonic() - self._heard
+            if silent_s > _PATIENCE_S or (silent_s > _SILENCE_S and not is_listening(self._head)):
+                self._give_up(silent_s)
             return
         self._heard = time.monotonic()
         vram_gb = self._vram_gb()
         if vram_gb is not None:
             self._peak_vram_gb = max(vram_gb, self._peak_vram_gb or 0.0)
 
-    def _give_up(self) -> None:
+    def _give_up(self, silent_s: float) -> None:
         """End the process: without Ray the driver's own thread would wait forever."""
         error = (
-            f"Ray has not answered for {_SILENCE_S:.0f} s; it was killed, or its head is lost. "
+            f"Ray has not answered for {silent_s:.0f} s; it was killed, or its head is lost. "
             "Run the same command again: finished clips are kept"
         )
         self.write_status("failed", error, exit_code=1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from vidgen_ray.config import SHIPPED_LORAS, load_config
 from vidgen_ray.distributed.serving.arguments import ServingArguments
@@ -20,6 +21,10 @@ from vidgen_ray.distributed.serving.scorer import Scorer
 from vidgen_ray.distributed.serving.webhooks import check_secret
 from vidgen_ray.errors import ConfigError
 from vidgen_ray.generation.artifacts import ArtifactStore
+
+# Serve's router asks a busy Generator again and again whether it is free; by default up to 0.5 s
+# after the last time, for which a GPU would wait between two clips.
+_LOOK_AGAIN_S = 0.2
 
 
 def build_app(args: ServingArguments) -> Application:
@@ -45,8 +50,13 @@ def build_app(args: ServingArguments) -> Application:
     # What a config file does not say. One clip at a time; a wait is no load on the ingress.
     # Ranks reserve their GPUs by themselves, beside the replica that leads them.
     num_gpus = 1 if config.model.gpus_per_clip == 1 else 0
-    generator = serve.deployment(max_ongoing_requests=1, ray_actor_options={"num_gpus": num_gpus})
-    scorer = serve.deployment(max_ongoing_requests=1, ray_actor_options={"num_cpus": 1})
+    generator = serve.deployment(
+        max_ongoing_requests=1,
+        ray_actor_options={"num_gpus": num_gpus},
+        request_router_config=RequestRouterConfig(max_backoff_s=_LOOK_AGAIN_S),
+    )
+    num_cpus = arguments.num_cpus_per_score
+    scorer = serve.deployment(max_ongoing_requests=1, ray_actor_options={"num_cpus": num_cpus})
     dispatcher = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0})
     ingress = serve.deployment(max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0})
     application: Application = ingress(Ingress).bind(
