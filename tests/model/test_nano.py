@@ -13,6 +13,7 @@ from vidgen_ray.config import load_config
 from vidgen_ray.generation.engine import Engine, Generation
 from vidgen_ray.generation.quality import judge
 from vidgen_ray.generation.scoring import score_video
+from vidgen_ray.generation.validation import measure_look
 from vidgen_ray.schema import resolve_request
 
 PHOTO = Path(__file__).parents[2] / "data" / "samples" / "sample_image_3.png"
@@ -27,7 +28,13 @@ def engine() -> Engine:
 
 
 @cache
-def make(prompt: str, seed: int = 1, steps: int = 6, guidance_scale: float = 1.5) -> Generation:
+def make(
+    prompt: str,
+    seed: int = 1,
+    steps: int = 6,
+    guidance_scale: float = 1.5,
+    lora: str | None = None,
+) -> Generation:
     fields = {
         "id": "clip",
         "image": str(PHOTO),
@@ -35,6 +42,7 @@ def make(prompt: str, seed: int = 1, steps: int = 6, guidance_scale: float = 1.5
         "seed": seed,
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
+        "lora": lora,
     }
     return engine().generate(resolve_request(fields, CONFIG))
 
@@ -48,6 +56,19 @@ def test_the_clip_starts_with_the_photo_pans_and_is_accepted() -> None:
     assert psnr(generation.video.frames[0], generation.image.pixels) > 25
     assert measure_motion(generation.video.frames).shift_x > 0.1
     assert judge(score_video(generation.video), CONFIG.quality) == ("accepted", [])
+
+
+def test_the_shipped_adapter_drains_the_colour_and_keeps_the_move() -> None:
+    prompt = "archive footage city hall, pan right"
+    plain, drained = (
+        make(prompt, steps=4, guidance_scale=1.0, lora=lora).video.frames
+        for lora in (None, "archive-footage")
+    )
+    assert measure_look(plain).colour > 0.8 * measure_look(plain[:1]).colour
+    assert measure_look(drained[:1]).colour > 0.8 * measure_look(plain[:1]).colour
+    assert measure_look(drained).colour < 0.6 * measure_look(plain).colour
+    assert abs(measure_look(drained).brightness - measure_look(plain).brightness) < 15
+    assert measure_motion(drained).shift_x > 0.1
 
 
 @pytest.mark.slow
