@@ -25,14 +25,14 @@ train-demo: setup
 	$(BIN)/python -m scripts.demo_clips $(DEMO)/clips
 	$(BIN)/vidgen encode $(DEMO)/clips/metadata.jsonl --output $(DEMO)/latents --config training/lora_nano
 	$(BIN)/vidgen train --latents $(DEMO)/latents --output $(DEMO)/lora --config training/lora_nano --num-workers 0
-	$(BIN)/vidgen validate --lora $(DEMO)/lora/adapter_final --prompts configs/validation_prompts.yaml --output $(DEMO)/validation --config nano
+	$(BIN)/vidgen validate --lora $(DEMO)/lora/adapter_final --prompts validation_demo --output $(DEMO)/validation --config training/lora_nano
 
 # The clips that README.md shows, made anew.
 examples: setup
 	rm -rf outputs/examples
 	$(BIN)/vidgen batch data/samples/jobs.jsonl --config nano --output outputs/examples
 	sed -i 's#$(CURDIR)/##g' outputs/examples/*.json*
-	$(BIN)/python scripts/contact_sheet.py outputs/examples docs/examples.webp
+	$(BIN)/python scripts/contact_sheet.py docs/examples.webp outputs/examples/*.mp4
 
 test: setup-dev
 	$(BIN)/pytest -m "not slow and not gpu and not chaos" $(ARGS)

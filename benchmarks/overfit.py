@@ -1,10 +1,10 @@
 """Four clips learned by heart: how far the loss falls, on noise that was not trained on.
 
-    make train-demo
-    python benchmarks/overfit.py outputs/train_demo/latents --steps 1500
+    python -m benchmarks.overfit --steps 1500
 
 Every step trains on all four clips with noise and timesteps of its own; the loss is measured on the
-same 64 draws before and after. A sound loop drives it down by 10x or more. A minute on a GPU.
+same 64 draws before and after. A sound loop drives it down by 10x or more. The clips are those of
+`make train-demo`, encoded here. A minute on a GPU.
 """
 
 import argparse
@@ -12,15 +12,16 @@ import json
 
 import torch
 
+from scripts.demo_clips import demo_scenes
 from vidgen_ray.config import load_config
-from vidgen_ray.model.checkpoint import open_checkpoint
+from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.model.device import choose_device
-from vidgen_ray.model.encoders import latent_scales
+from vidgen_ray.model.encoders import PromptEncoder, VideoEncoder, latent_scales
 from vidgen_ray.model.lora import LoraTransformer
 from vidgen_ray.training.loop import make_optimizer
 from vidgen_ray.training.loss import velocity_loss
 from vidgen_ray.training.samples import Sample, SampleMaker, stack
-from vidgen_ray.training.shards import EncodedClips
+from vidgen_ray.training.shards import EncodedClip
 
 NUM_CLIPS = 4
 FIRST_HELD_OUT = 10**6  # steps from here are drawn for measuring alone
@@ -28,7 +29,6 @@ FIRST_HELD_OUT = 10**6  # steps from here are drawn for measuring alone
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("latents")
     parser.add_argument("--config", default="training/lora_nano")
     parser.add_argument("--checkpoint", default="embedded")
     parser.add_argument("--steps", type=int, default=1500)
@@ -46,11 +46,9 @@ def main() -> None:
     config = load_config(a.config, settings)
     device = choose_device(config.model.device)
     checkpoint = open_checkpoint(config.model)
-    clips = EncodedClips(a.latents)
-    four = [clips.read(index) for index in range(NUM_CLIPS)]
+    four, empty = encoded_clips(checkpoint, device)
     model = LoraTransformer(checkpoint, config.model.dtype, config.training).to(device)
     scales = latent_scales(checkpoint)
-    empty = clips.empty_prompt_embeds()
     maker = SampleMaker(config.training, len(model.alphas_cumprod), *scales, empty)
 
     def batch(step: int) -> Sample:
@@ -79,6 +77,21 @@ def main() -> None:
             print(json.dumps({"step": step + 1, "loss": measured()}), flush=True)
     after = measured()
     print(json.dumps({"before": before, "after": after, "factor": before / after}))
+
+
+def encoded_clips(
+    checkpoint: Checkpoint, device: torch.device
+) -> tuple[list[EncodedClip], torch.Tensor]:
+    """The first clips of the demo, and the embeddings of the empty prompt."""
+    vae = VideoEncoder(checkpoint, "float32", device, tiling=False)
+    scenes = list(demo_scenes(NUM_CLIPS))
+    text = PromptEncoder(checkpoint, "float32", device)
+    embeds, _ = text.encode([*(prompt for prompt, _ in scenes), ""])
+    clips = [
+        EncodedClip(vae.encode_video(frames), vae.encode_image(frames[0], 0, 0), embeds[index])
+        for index, (_, frames) in enumerate(scenes)
+    ]
+    return clips, embeds[-1]
 
 
 if __name__ == "__main__":

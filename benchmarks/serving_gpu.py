@@ -4,17 +4,21 @@ Makes a full-size checkpoint (untrained: the cost is the real one, the pictures 
 Ray and serve_config.yaml pointed at it, makes one clip end to end, looks for VRAM in /metrics,
 posts more and sees whether a second replica starts where there are two GPUs. Prints a table.
 
-    --size tiny    smoke test: a tiny checkpoint, on a CPU where there is no GPU
+    --size tiny     smoke test: a tiny checkpoint, on a CPU where there is no GPU
+    --size paused   frames of the full size, a wait in place of the model: what lies between clips
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -24,6 +28,8 @@ import torch
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+RAY_FOLDER = f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray"
+FULL = {"num_frames": 49, "height": 480, "width": 720}
 IMAGE = ROOT / "data" / "samples" / "sample_image_1.png"
 ROWS: list[tuple[str, str]] = []
 
@@ -68,6 +74,57 @@ def checkpoint(size: str, folder: Path) -> None:
         note("checkpoint made", f"{time.monotonic() - start:.0f} s")
 
 
+def clip_times(server: int) -> tuple[dict[str, dict[str, float]], list[list[str]]]:
+    """When each clip was started, made and settled, from the logs; the clips of each Generator."""
+    times: dict[str, dict[str, float]] = defaultdict(dict)
+    makers: dict[str, list[str]] = defaultdict(list)
+    for log in Path(RAY_FOLDER).glob(f"session_*_{server}/logs/serve/replica_*.log"):
+        for line in log.read_text().splitlines():
+            entry = json.loads(line) if '"message": "clip ' in line else {}
+            if "video_id" in entry:
+                times[entry["video_id"]][entry["message"]] = entry["timestamp_ns"] / 1e9
+                if entry["message"] == "clip made":
+                    makers[log.name].append(entry["video_id"])
+    return times, list(makers.values())
+
+
+def between_clips(url: str, server: int, video_ids: list[str]) -> None:
+    """What lies between the end of a Generator's clip and the start of its next one."""
+    times, makers = clip_times(server)
+    done = [video_id for video_id in video_ids if len(times[video_id]) == 3]  # no clip if it failed
+    if not done:
+        return
+    stages = {video_id: ask(f"{url}/v1/videos/{video_id}")["stage_durations"] for video_id in done}
+    for name, begin, end, work in SPANS:
+        spans = [times[video_id][end] - times[video_id][begin] for video_id in done]
+        beside = [
+            span - sum(seconds for stage, seconds in stages[video_id].items() if stage in work)
+            for video_id, span in zip(done, spans, strict=True)
+        ]
+        text = (
+            f"{statistics.median(spans):.2f} s, {statistics.median(beside):.2f} s beside its work"
+        )
+        note(f"{name}, median", text)
+    pairs = [pair for made in makers for pair in pairwise(made) if set(pair) <= set(done)]
+    if pairs:
+        idle = [1000 * (times[b]["clip started"] - times[a]["clip made"]) for a, b in pairs]
+        text = f"median {statistics.median(idle):.0f} ms, most {max(idle):.0f} ms"
+        note("Generator idle between clips", text)
+        early = sum(times[b]["clip started"] < times[a]["clip settled"] for a, b in pairs)
+        note("clips begun before the last one was settled", f"{early} of {len(pairs)}")
+
+
+SPANS = (
+    (
+        "a clip in its Generator",
+        "clip started",
+        "clip made",
+        {"load", "text", "image_encode", "denoise", "decode"},
+    ),
+    ("from made to settled", "clip made", "clip settled", {"score", "save"}),
+)
+
+
 def serve_config(options: argparse.Namespace, folder: Path) -> Path:
     """serve_config.yaml, pointed at the checkpoint."""
     tree = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
@@ -79,15 +136,21 @@ def serve_config(options: argparse.Namespace, folder: Path) -> Path:
     }
     if options.size == "tiny":
         settings |= {"generation.num_frames": 9, "generation.height": 64, "generation.width": 96}
+    if options.size == "paused":
+        app["import_path"] = "benchmarks.paused_model:build_app"
+        app["args"]["config"] = "nano"
+        settings = {f"generation.{name}": value for name, value in FULL.items()}
+        settings |= {"generation.allow_untrained_shape": True, "quality.max_attempts": 1}
     app["args"] |= {"output": str(folder / "out"), "settings": settings}
     generator = next(entry for entry in app["deployments"] if entry["name"] == "Generator")
     generator["autoscaling_config"]["max_replicas"] = max(1, torch.cuda.device_count())
     if not torch.cuda.is_available():
         settings["model.dtype"] = "float32"
-        generator["autoscaling_config"]["max_replicas"] = 2
-        generator["ray_actor_options"] = {"num_gpus": 0, "num_cpus": 0}
+        generator["autoscaling_config"]["max_replicas"] = 1 if options.size == "paused" else 2
         for entry in app["deployments"]:
             entry["ray_actor_options"] = {"num_gpus": 0, "num_cpus": 0}
+            if entry["name"] == "Scorer":  # the cores are those of the Generator
+                entry["autoscaling_config"]["max_replicas"] = 2
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -146,8 +209,8 @@ def metrics(url: str) -> None:
 WANTED = ("ray_vidgen_vram_gb", "ray_vidgen_peak_vram_gb", "ray_node_gram_used")
 
 
-def scaling(url: str, steps: int, jobs: int, timeout_s: float) -> None:
-    """More jobs than one replica can make at once: how many replicas come."""
+def scaling(url: str, steps: int, jobs: int, timeout_s: float) -> list[str]:
+    """More jobs than one replica can make at once: how many replicas come. Ids of the jobs."""
     start = time.monotonic()
     video_ids = [create(url, steps) for _ in range(jobs)]
     most = 1
@@ -165,12 +228,13 @@ def scaling(url: str, steps: int, jobs: int, timeout_s: float) -> None:
     states = [ask(f"{url}/v1/videos/{video_id}")["status"] for video_id in video_ids]
     counts = {state: states.count(state) for state in sorted(set(states))}
     note(f"{jobs} jobs at once", f"{counts} in {time.monotonic() - start:.0f} s, {most} replicas")
+    return video_ids
 
 
 def main() -> int:
     """Exit code 0 when the clip was made."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=["full", "tiny"], default="full")
+    parser.add_argument("--size", choices=["full", "tiny", "paused"], default="full")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=6)
@@ -179,7 +243,8 @@ def main() -> int:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="vidgen-serving-"))
     options.checkpoint = (options.checkpoint or folder / "checkpoint").resolve()
-    checkpoint(options.size, options.checkpoint)
+    if options.size != "paused":
+        checkpoint(options.size, options.checkpoint)
     path = serve_config(options, folder)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
@@ -203,9 +268,11 @@ def main() -> int:
         if clip(url, options.steps, options.timeout) is None:
             print(log.read_text()[-6000:])
             return 1
-        metrics(url)
+        if options.size != "paused":
+            metrics(url)
         if options.jobs:
-            scaling(url, options.steps, options.jobs, options.timeout)
+            video_ids = scaling(url, options.steps, options.jobs, options.timeout)
+            between_clips(url, server.pid, video_ids)
     finally:
         server.terminate()
         server.wait(timeout=60)

@@ -1,10 +1,11 @@
-"""A folder of clips to train on: python -m scripts.demo_clips FOLDER
+"""A folder of clips to train on: python -m scripts.demo_clips FOLDER [--num-clips 6]
 
 The sample images seen by a moving camera, while the colour drains out of the picture as in archive
 footage. That look is what an adapter is to learn; the moves the embedded model knows.
 """
 
-import sys
+import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,27 +19,66 @@ from vidgen_ray.video_io import write_video
 
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 160, 240, 49, 8
+TRIGGER = "archive footage"
 SCENES = (
-    ("sample_image_1.png", "push_in", "Press briefing, slow push in"),
-    ("sample_image_2.png", "pan_left", "Market desk, the camera pans left"),
-    ("sample_image_3.png", "tilt_up", "City hall at dusk, the camera tilts up"),
-    ("sample_image_4.png", "pan_right", "Rainy street, the camera pans right"),
-    ("sample_image_5.jpg", "pull_out", "Harbour in fog, slow pull out"),
-    ("sample_image_3.png", "pan_left", "City hall, the camera pans left"),
+    ("sample_image_1.png", "press briefing"),
+    ("sample_image_2.png", "market desk"),
+    ("sample_image_3.png", "city hall at dusk"),
+    ("sample_image_4.png", "rainy street"),
+    ("sample_image_5.jpg", "harbour in fog"),
 )
+# As many as have no factor in common with the scenes, so that forty clips are forty pairs.
+PHRASES = {
+    "push_in": "slow push in",
+    "pull_out": "slow pull out",
+    "pan_left": "the camera pans left",
+    "pan_right": "the camera pans right",
+    "tilt_up": "the camera tilts up",
+    "tilt_down": "the camera tilts down",
+    "orbit_left": "the camera orbits left",
+    "orbit_right": "the camera orbits right",
+}
 SOURCE = ClipSource(dataset="demo", licence="own work", terms="drawn by this project")
 
 
-def main(folder: Path) -> None:
-    """Render the scenes, and write metadata.jsonl beside them."""
+def main() -> None:
+    """Parse the command line and render."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--num-clips", type=int, default=6)
+    a = parser.parse_args()
+    draw(a.folder, a.num_clips)
+    print(f"{a.num_clips} clips in {a.folder}")
+
+
+def draw(folder: Path, num_clips: int) -> None:
+    """Render clips, and write metadata.jsonl beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     clips = []
-    for index, (name, move, prompt) in enumerate(SCENES):
+    for index, (prompt, frames) in enumerate(demo_scenes(num_clips)):
         path = folder / f"{index + 1}.mp4"
-        write_video(path, Video(_drained(_moving(SAMPLES / name, move)), FPS))
+        write_video(path, Video(frames, FPS))
         clips.append(Clip(id=path.stem, video=str(path.resolve()), prompt=prompt, source=SOURCE))
     write_metadata(str(folder / "metadata.jsonl"), clips)
-    print(f"{len(clips)} clips in {folder}")
+
+
+def demo_scenes(num_clips: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Prompts and their clips, uint8 [num_frames, height, width, 3]."""
+    for index in range(num_clips):
+        name, subject = SCENES[index % len(SCENES)]
+        move, phrase = list(PHRASES.items())[index % len(PHRASES)]
+        yield f"{TRIGGER} {subject}, {phrase}", drained(_moving(SAMPLES / name, move))
+
+
+def drained(frames: torch.Tensor) -> np.ndarray:
+    """uint8 frames, of float32 [num_frames, height, width, 3] from 0 to 1, that end up grey.
+
+    The colour has gone by two thirds of the clip.
+    """
+    left = (1 - torch.linspace(0, 1.5, len(frames))).clamp(0, 1)[:, None, None, None]
+    grey = frames @ torch.tensor([0.299, 0.587, 0.114])
+    mixed = grey[..., None] + left * (frames - grey[..., None])
+    return (mixed * 255).round().to(torch.uint8).numpy()
 
 
 def _moving(image: Path, move: str) -> torch.Tensor:
@@ -50,13 +90,5 @@ def _moving(image: Path, move: str) -> torch.Tensor:
     return (render(photo, path, (HEIGHT, WIDTH))[0].permute(1, 2, 3, 0) + 1) / 2
 
 
-def _drained(frames: torch.Tensor) -> np.ndarray:
-    """uint8 frames whose colour has gone by two thirds of the clip."""
-    left = (1 - torch.linspace(0, 1.5, NUM_FRAMES)).clamp(0, 1)[:, None, None, None]
-    grey = frames @ torch.tensor([0.299, 0.587, 0.114])
-    mixed = grey[..., None] + left * (frames - grey[..., None])
-    return (mixed * 255).round().to(torch.uint8).numpy()
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

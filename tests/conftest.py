@@ -1,6 +1,8 @@
 """Real small models and real files for every test."""
 
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +140,27 @@ def ray_cluster():  # type: ignore[no-untyped-def]
 
     with connected("local"):
         yield ray
+
+
+@pytest.fixture
+def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket behind a real S3 API on this machine, for this process and those it starts."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    name = f"desk-{uuid.uuid4().hex[:8]}"
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for variable, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    fsspec.filesystem("s3").clear_instance_cache()
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir(name)
+    yield name
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vidgen_ray.config import load_config, parse_overrides, shipped_configs
+from vidgen_ray.config import SHIPPED_LORAS, LoRA, load_config, parse_overrides, shipped_configs
 from vidgen_ray.errors import ConfigError
 
 
@@ -73,3 +73,12 @@ def test_overrides_are_yaml_values() -> None:
     assert overrides == {"batch.max_workers": 2, "model.offload": "none", "a.b": [1, "x"]}
     with pytest.raises(ConfigError, match=r"section\.key=value, got 'batch'"):
         parse_overrides(["batch"])
+
+
+def test_an_adapter_that_ships_goes_by_its_name() -> None:
+    folder = SHIPPED_LORAS / "archive-footage"
+    assert (folder / "pytorch_lora_weights.safetensors").is_file()
+    assert LoRA(path="archive-footage").path == str(folder)
+    assert LoRA(path="./archive-footage").path == "./archive-footage"
+    lora = load_config("nano", {"generation.lora": "archive-footage"}).generation.lora
+    assert lora == LoRA(path=str(folder))

@@ -5,12 +5,20 @@ configuration file, profile, command line, request field.
 """
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from vidgen_ray.errors import ConfigError
 
@@ -21,6 +29,8 @@ Attention = Literal["auto", "native", "cudnn", "flash3", "flash3_fp8"]
 Linears = Literal["exact", "fp8", "fp8_weights"]
 Scheduler = Literal["dpm", "ddim", "checkpoint"]
 
+SHIPPED_LORAS = Path(str(resources.files("vidgen_ray"))) / "model" / "nano_loras"
+
 
 class Section(BaseModel):
     """A frozen part of the tree that refuses keys it does not know."""
@@ -29,7 +39,10 @@ class Section(BaseModel):
 
 
 class LoRA(Section):
-    """A LoRA adapter: a folder or a `.safetensors` file, and the weight given to it."""
+    """A LoRA adapter: a folder, a `.safetensors` file or the name of one that ships; its weight.
+
+    A folder of your own that is called like one that ships is `./name`.
+    """
 
     path: str = Field(min_length=1)
     scale: float = Field(1.0, ge=-4.0, le=4.0)
@@ -38,6 +51,11 @@ class LoRA(Section):
     @classmethod
     def _path_alone(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("path")
+    @classmethod
+    def _shipped_by_name(cls, path: str) -> str:
+        return str(SHIPPED_LORAS / path) if path in shipped_loras() else path
 
 
 class GenerationDefaults(Section):
@@ -202,8 +220,10 @@ class TrainingConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     checkpoint_every_steps: int = Field(100, ge=1)
     num_checkpoints_kept: int = Field(2, ge=1)
-    samples: list[SamplePrompt] = []  # clips to make at the end of an epoch; none: see num_samples
-    num_samples: int = Field(1, ge=0)  # of the first clips of the data, where samples is empty
+    # Clips to make at the end of an epoch: these; or the first num_samples of a prompts file, or of
+    # the clips of the data where there is neither.
+    samples: list[SamplePrompt] | str = []
+    num_samples: int = Field(1, ge=0)
     sample_every_epochs: int = Field(1, ge=1)
     trackers: list[Literal["mlflow", "wandb"]] = []
     max_trainable_fraction: float = Field(0.1, gt=0, le=1)
@@ -300,6 +320,12 @@ def shipped_configs() -> list[str]:
     names = [entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")]
     others = ("serve_", "prompt_", "validation_")  # Ray Serve's, templates, what to validate with
     return sorted(name for name in names if not name.startswith(others))
+
+
+@cache
+def shipped_loras() -> list[str]:
+    """Names of the adapters of the embedded model inside the package."""
+    return sorted(path.name for path in SHIPPED_LORAS.glob("*/") if path.is_dir())
 
 
 def _locate(source: str | Path) -> Path:

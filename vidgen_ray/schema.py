@@ -280,6 +280,13 @@ class BatchSummary(Section):
     versions: dict[str, str] = {}
 
 
+class Look(Section):
+    """Means over the last frame of a clip, in levels of 255: where an adapter's look shows most."""
+
+    brightness: float  # of the luma (BT.601)
+    colour: float  # of the largest less the smallest of red, green and blue; 0 is grey
+
+
 class ValidatedPrompt(Section):
     """One prompt of a validation: the clip without the adapter and the one with it, same seed.
 
@@ -295,6 +302,8 @@ class ValidatedPrompt(Section):
     score_with: float | None
     score_difference: float | None
     pixel_difference: float | None
+    look_without: Look | None
+    look_with: Look | None
     passed: bool
     reasons: list[str]
 

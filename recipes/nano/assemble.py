@@ -2,7 +2,7 @@
 
     python -m recipes.nano.assemble VAE TEXT TRANSFORMER OUTPUT
 
-The arguments are the output folders of `train_vae`, `prepare_text` and `train_transformer`.
+The arguments are the output folders of `reduce_vae`, `prepare_text` and `train_transformer`.
 """
 
 import argparse

@@ -33,6 +33,7 @@ class VaeConfig(_Section):
     """Training of the VAE. Batches are those of one rank."""
 
     architecture: dict[str, Any]
+    kept_channels: int = Field(gt=0)
     still_steps: int = Field(ge=0)
     num_steps: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
@@ -62,16 +63,6 @@ class TransformerConfig(_Section):
     steps_per_render: int = Field(gt=0)
 
 
-class AdapterConfig(_Section):
-    """Training of the demo adapter."""
-
-    rank: int = Field(gt=0)
-    num_clips: int = Field(gt=0)
-    num_steps: int = Field(gt=0)
-    batch: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-
-
 class RecipeConfig(_Section):
     """The whole recipe."""
 
@@ -83,7 +74,6 @@ class RecipeConfig(_Section):
     text: TextConfig
     vae: VaeConfig
     transformer: TransformerConfig
-    adapter: AdapterConfig
 
 
 def load_recipe(path: Path = DEFAULT) -> RecipeConfig:

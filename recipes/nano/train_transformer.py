@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m recipes.nano.train_transformer PHOTOS VAE TEXT OUTPUT
 
-VAE is a folder of `train_vae`, TEXT one of `prepare_text`. Goes on from OUTPUT/state.pt if that is
+VAE is a folder of `reduce_vae`, TEXT one of `prepare_text`. Goes on from OUTPUT/state.pt if that is
 there; when the steps are done, OUTPUT holds transformer/ and text_encoder/.
 """
 
@@ -21,7 +21,6 @@ from transformers import T5Config, T5EncoderModel
 from recipes.nano.camera import MOVES, SPEED_SPREAD, SPEEDS, path_of, render
 from recipes.nano.config import DEFAULT, RecipeConfig, load_recipe
 from recipes.nano.fast_vae import make_fast
-from recipes.nano.growing import grown
 from recipes.nano.master_weights import MasterWeights
 from recipes.nano.photos import training_crops
 from recipes.nano.prompts import MAX_TOKENS
@@ -106,7 +105,7 @@ class Student(nn.Module):
 
     def __init__(self, recipe: RecipeConfig) -> None:
         super().__init__()
-        channels = recipe.vae.architecture["latent_channels"]
+        channels = recipe.vae.kept_channels
         self.transformer = CogVideoXTransformer3DModel(
             in_channels=2 * channels,
             out_channels=channels,
@@ -123,12 +122,13 @@ class Student(nn.Module):
         self._start_gently()
 
     def load(self, checkpoint: Path) -> None:
-        """Begin with an assembled checkpoint, which may have fewer latent channels."""
-        old = CogVideoXTransformer3DModel.from_pretrained(checkpoint / "transformer").state_dict()
-        fresh = self.transformer.state_dict()
-        self.transformer.load_state_dict(grown(old, fresh, {"patch_embed.proj.weight"}))
-        text_encoder = T5EncoderModel.from_pretrained(checkpoint / "text_encoder")
-        self.text_encoder.load_state_dict(text_encoder.state_dict())
+        """Begin with the weights of an assembled checkpoint."""
+        for part, kind in (
+            ("transformer", CogVideoXTransformer3DModel),
+            ("text_encoder", T5EncoderModel),
+        ):
+            old = kind.from_pretrained(checkpoint / part)
+            getattr(self, part).load_state_dict(old.state_dict())
 
     def losses(
         self, latents: Tensor, image_latents: Tensor, token_ids: Tensor

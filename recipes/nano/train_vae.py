@@ -24,7 +24,7 @@ from recipes.nano.master_weights import MasterWeights
 from recipes.nano.photos import load_crops, training_crops
 from recipes.nano.training_run import Ranks, TrainingRun, cosine
 
-CYCLE = ("clip", "still", "clip", "long")
+CYCLE = ("clip", "still", "long", "still")
 WINDOW = (96, 160)  # of clips, before whole frames
 KL_WEIGHT = 2e-4
 STILL_LATENT_WEIGHT = 0.05  # frames that do not change should have latents that do not

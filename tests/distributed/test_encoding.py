@@ -123,7 +123,7 @@ def test_rows_become_latents_once_and_what_is_wrong_has_a_reason(desk: Desk) -> 
     assert not torch.equal(clip.prompt_embeds, clips.read(1).prompt_embeds)
     assert clips.picture(0).startswith(b"\x89PNG")
 
-    # Again: nothing is made, what was rejected is tried; a changed setting encodes anew.
+    # Again: nothing is made, what was rejected is tried.
     shards = {path: path.stat().st_mtime_ns for path in desk.output.rglob("*.parquet")}
     desk.film("gone.mp4", shade=30)
     desk.write(*rows[:6])
@@ -134,13 +134,22 @@ def test_rows_become_latents_once_and_what_is_wrong_has_a_reason(desk: Desk) -> 
         "gone": "encoded",
     }
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
-    desk.write(rows[0])
-    assert desk.encode(**{"generation.image_fit": "pad", "encoding.num_noised_images": 0}) == 0
-    assert desk.outcomes() == {"a#1": "encoded"}
     summary = EncodingSummary.model_validate_json((desk.output / "summary.json").read_text())
-    assert (summary.encoded, summary.rejected) == (1, 0)
+    assert (summary.encoded, summary.reused, summary.rejected) == (1, 4, 1)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_changed_setting_encodes_anew(desk: Desk) -> None:
+    desk.write({"id": "a", "video": "a.mp4"})
+    assert desk.encode() == 0
+    assert desk.encode(**{"generation.image_fit": "pad", "encoding.num_noised_images": 0}) == 0
+    assert desk.outcomes() == {"a": "encoded"}
+    assert desk.encode(**{"generation.image_fit": "pad", "encoding.num_noised_images": 0}) == 0
+    assert desk.outcomes() == {"a": "reused"}
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_model_that_cannot_load_stops_the_run_with_one_error(
     desk: Desk, tiny_folder: Path, tmp_path: Path

@@ -43,43 +43,26 @@ def sets(tiny_overrides: dict[str, object]) -> list[str]:
     return [word for setting in [*settings, *LENIENT] for word in ("--set", setting)]
 
 
-def test_jobs_images_and_results_on_s3(
-    photo: Path, sets: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    bucket = f"desk-{uuid.uuid4().hex[:8]}"
+def test_jobs_images_and_results_on_s3(photo: Path, sets: list[str], s3_bucket: str) -> None:
     s3 = fsspec.filesystem("s3", skip_instance_cache=True)
-    s3.mkdir(bucket)
-    s3.put_file(str(photo), f"{bucket}/photos/photo.png")
+    s3.put_file(str(photo), f"{s3_bucket}/photos/photo.png")
     row = {"id": "a", "image": "photos/photo.png", "prompt": "push in"}
-    s3.pipe_file(f"{bucket}/jobs.jsonl", (json.dumps(row) + "\n").encode())
-    words = ["batch", f"s3://{bucket}/jobs.jsonl", "--output", f"s3://{bucket}/run"]
+    s3.pipe_file(f"{s3_bucket}/jobs.jsonl", (json.dumps(row) + "\n").encode())
+    words = ["batch", f"s3://{s3_bucket}/jobs.jsonl", "--output", f"s3://{s3_bucket}/run"]
     command = [sys.executable, "-m", "vidgen_ray", *words, "--config", "nano", *sets]
     for made in (1, 0):
         result = subprocess.run(command, capture_output=True, text=True, timeout=240)
         assert result.returncode == 0, result.stdout + result.stderr
         assert f"{made} of 1 clips to make" in result.stdout
     s3.invalidate_cache()
-    names = {name.split("/", 2)[2] for name in s3.find(f"{bucket}/run")}
+    names = {name.split("/", 2)[2] for name in s3.find(f"{s3_bucket}/run")}
     assert {
         "a.mp4", "a.json", "manifest.jsonl", "status.json", "summary.json", "index.html",
         "config.yaml", "thumbnails/a.jpg",
     } <= names  # fmt: skip
-    record = GenerationRecord.model_validate_json(s3.cat_file(f"{bucket}/run/a.json"))
+    record = GenerationRecord.model_validate_json(s3.cat_file(f"{s3_bucket}/run/a.json"))
     assert record.artifact is not None
-    assert s3.info(f"{bucket}/run/a.mp4")["size"] == record.artifact.size_bytes
-    server.stop()
+    assert s3.info(f"{s3_bucket}/run/a.mp4")["size"] == record.artifact.size_bytes
 
 
 @pytest.fixture(scope="module")

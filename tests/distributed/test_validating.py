@@ -13,8 +13,10 @@ from vidgen_ray.config import Config, LoRA, load_config
 from vidgen_ray.distributed.validating import ValidationArguments, run_validation
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.artifacts import ArtifactStore
+from vidgen_ray.generation.validation import measure_look
 from vidgen_ray.model.adapters import WEIGHTS_NAME
 from vidgen_ray.schema import Validation
+from vidgen_ray.video_io import read_video
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -101,6 +103,11 @@ def test_both_arms_have_the_same_seeds_and_prompts_and_differ_by_the_adapter(
         assert with_.adapter.sha256 == validation.adapter.sha256
         assert prompt.pixel_difference is not None
         assert prompt.pixel_difference > 0.05
+        looks = [
+            measure_look(read_video(output / f"{clip_id}.mp4").frames)
+            for clip_id in (prompt.without_id, prompt.with_id)
+        ]
+        assert [prompt.look_without, prompt.look_with] == looks
         assert prompt.score_difference == pytest.approx(
             with_.score.score - without.score.score  # type: ignore[union-attr]
         )
@@ -119,6 +126,11 @@ def test_the_report_shows_the_pairs_side_by_side(run: tuple[int, Validation, Pat
             f'src="{prompt.id}.with.mp4"'
         )
         assert f"{prompt.pixel_difference:.2f} grey levels" in pair
+        assert prompt.look_without is not None
+        assert prompt.look_with is not None
+        assert (
+            f"{prompt.look_without.colour:.0f} without, {prompt.look_with.colour:.0f} with" in pair
+        )
 
 
 def test_the_same_call_again_makes_nothing_and_says_the_same(
@@ -147,6 +159,7 @@ def test_clips_below_the_threshold_fail_the_adapter(
     assert ">FAIL</b>" in (run[2] / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_adapter_that_changes_nothing_fails(
     config: Config, prompts: Path, tiny_adapter: Path, tmp_path: Path
 ) -> None:

@@ -1,6 +1,5 @@
 """The store writes whole files or none, anywhere fsspec reaches, and tells what it cannot do."""
 
-import uuid
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -39,32 +38,11 @@ def make_record(attempt: int = 1, status: str = "accepted", score: float = 0.9) 
     return record.model_copy(update={"status": status, "score": scored})
 
 
-@pytest.fixture
-def s3_folder(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """A bucket behind a real S3 API on this machine."""
-    import fsspec
-    from moto.server import ThreadedMotoServer
-
-    bucket = f"desk-{uuid.uuid4().hex[:8]}"
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    fsspec.filesystem("s3").clear_instance_cache()
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)
-    yield f"s3://{bucket}/run"
-    fsspec.filesystem("s3").clear_instance_cache()
-    server.stop()
-
-
 @pytest.fixture(params=["local", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
     address = str(tmp_path / "run")
     if request.param == "s3":
-        address = request.getfixturevalue("s3_folder")
+        address = f"s3://{request.getfixturevalue('s3_bucket')}/run"
     return ArtifactStore(address)
 
 

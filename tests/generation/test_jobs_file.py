@@ -4,7 +4,7 @@ import bz2
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -364,39 +364,19 @@ def test_a_chained_address_keeps_its_chain(tmp_path: Path, read: Read) -> None:
     assert job.request.image == f"simplecache::file://{tmp_path}/b/a.png"
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of a server that speaks S3."""
-    s3fs = pytest.importorskip("s3fs")
-    server_module = pytest.importorskip("moto.server")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "dummy",
-        "AWS_SECRET_ACCESS_KEY": "dummy",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    fsspec.filesystem("s3").mkdir("newsroom")
-    yield "newsroom"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
-
-
-def test_jobs_and_images_are_read_from_s3(bucket: str) -> None:
+def test_jobs_and_images_are_read_from_s3(s3_bucket: str) -> None:
     picture = io.BytesIO()
     Image.fromarray(np.full((48, 72, 3), 90, np.uint8)).save(picture, "PNG")
     s3 = fsspec.filesystem("s3")
-    s3.pipe(f"{bucket}/photos/a.png", picture.getvalue())
-    s3.pipe(f"{bucket}/jobs/jobs.jsonl.gz", gzip.compress(line(image="../photos/a.png").encode()))
-    (job,) = read_jobs(f"s3://{bucket}/jobs/jobs.jsonl.gz", CONFIG).requests
-    assert job.request.image == f"s3://{bucket}/photos/a.png"
+    s3.pipe(f"{s3_bucket}/photos/a.png", picture.getvalue())
+    s3.pipe(
+        f"{s3_bucket}/jobs/jobs.jsonl.gz", gzip.compress(line(image="../photos/a.png").encode())
+    )
+    (job,) = read_jobs(f"s3://{s3_bucket}/jobs/jobs.jsonl.gz", CONFIG).requests
+    assert job.request.image == f"s3://{s3_bucket}/photos/a.png"
     assert (read_image(job.request.image, height=48, width=72).pixels == 90).all()
     with pytest.raises(RequestError, match="image: no such file"):
-        read_image(f"s3://{bucket}/photos/gone.png", height=48, width=72)
+        read_image(f"s3://{s3_bucket}/photos/gone.png", height=48, width=72)
     with pytest.raises(RequestError, match="jobs: no such file"):
         read_jobs("s3://no-such-bucket/jobs.jsonl", CONFIG)
 

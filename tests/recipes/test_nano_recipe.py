@@ -11,7 +11,7 @@ import yaml
 from diffusers import AutoencoderKLCogVideoX, CogVideoXImageToVideoPipeline
 from PIL import Image
 
-from recipes.nano import train_adapter, train_transformer, train_vae
+from recipes.nano import reduce_vae, train_transformer, train_vae
 from recipes.nano.assemble import assemble
 from recipes.nano.camera import MOVES, SPEEDS, path_of, render
 from recipes.nano.config import DEFAULT, RecipeConfig, load_recipe
@@ -55,15 +55,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> RecipeConfig:
     tree["photos"].update(height=96, width=128, crops_per_photo=2)
     tree["text"].update(vocab_size=260, num_prompts=300)
     tree["vae"]["architecture"].update(
-        block_out_channels=[8, 8, 8, 8], latent_channels=4, norm_num_groups=4
+        block_out_channels=[8, 8, 8, 8], latent_channels=6, norm_num_groups=4
     )
     tree["vae"].update(
-        still_steps=4, num_steps=8, still_batch=2, clip_batch=2, long_clip_batch=1, warm_up_steps=2
+        kept_channels=4,
+        still_steps=4,
+        num_steps=8,
+        still_batch=2,
+        clip_batch=2,
+        long_clip_batch=1,
+        warm_up_steps=2,
     )
     tree["transformer"]["architecture"].update(num_layers=1, num_attention_heads=1)
     tree["transformer"]["text_encoder"].update(num_layers=1, d_ff=32)
     tree["transformer"].update(num_steps=4, batch=2, clips_at_start=8, clips_kept=16)
-    tree["adapter"].update(rank=2, num_clips=2, num_steps=2, batch=1)
     path = tmp_path_factory.mktemp("recipe") / "small.yaml"
     path.write_text(yaml.safe_dump(tree))
     return load_recipe(path)
@@ -158,20 +163,36 @@ def test_training_begins_with_a_model_of_fewer_latent_channels(
     with pytest.raises(ValueError, match="must grow"):
         train_vae.begin_with(old, _saved(new, tmp_path / "wider"))
 
-    student, taught = train_transformer.Student(small), train_transformer.Student(recipe)
-    torch.nn.init.normal_(student.transformer.proj_out.weight)
-    student.transformer.save_pretrained(tmp_path / "transformer")
-    student.text_encoder.save_pretrained(tmp_path / "text_encoder")
-    taught.load(tmp_path)
-    rest = {"encoder_hidden_states": torch.randn(1, 226, 128), "return_dict": False}
-    noisy, image = torch.randn(2, 1, 3, known, 6, 8)
-    more = torch.zeros(1, 3, 2, 6, 8)
-    rest["image_rotary_emb"] = train_transformer._rotary_positions(student.transformer, noisy)
-    rest["timestep"] = torch.tensor([500])
+
+def test_a_reduced_vae_keeps_what_its_components_hold(
+    photos: Path, small: RecipeConfig, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    vae = train_vae.make_vae(small).eval()
+    channels, kept = vae.config.latent_channels, small.vae.kept_channels
+    still = torch.rand(1, 3, 1, 32, 48) * 2 - 1
     with torch.no_grad():
-        wanted = student.transformer(torch.cat([noisy, image], 2), **rest)[0]
-        made = taught.transformer(torch.cat([noisy, more, image, more], 2), **rest)[0]
-    torch.testing.assert_close(made[:, :, :known], wanted)
+        latents = vae.encode(still).latent_dist.mode()
+        flat = latents.movedim(1, -1).flatten(0, -2)
+        turn = torch.linalg.qr(torch.randn(channels, channels)).Q
+        torch.testing.assert_close(reduce_vae.rotation(flat, flat @ turn), turn)
+        basis = reduce_vae.components(flat, channels) @ turn
+        whole = reduce_vae.reduced(vae, basis, torch.full((channels,), 0.25))
+        turned = whole.encode(still).latent_dist
+        torch.testing.assert_close(turned.mode().movedim(1, -1), latents.movedim(1, -1) @ basis)
+        torch.testing.assert_close(turned.std, torch.full_like(turned.std, 0.5))
+        torch.testing.assert_close(whole.decode(turned.mode()).sample, vae.decode(latents).sample)
+
+        reduce_vae.reduce_vae(_saved(vae, tmp_path / "old"), photos, tmp_path, small)
+        reduce_vae.reduce_vae(tmp_path / "old", photos, tmp_path / "l", small, tmp_path / "vae")
+        smaller, like = (
+            AutoencoderKLCogVideoX.from_pretrained(folder).encode(still).latent_dist.mode()
+            for folder in (tmp_path / "vae", tmp_path / "l" / "vae")
+        )
+    assert smaller.shape[1] == kept
+    torch.testing.assert_close(like, smaller)
+    with pytest.raises(ValueError, match="cannot be kept"):
+        reduce_vae.components(flat, channels + 1)
 
 
 def _saved(vae: AutoencoderKLCogVideoX, folder: Path) -> Path:
@@ -182,7 +203,7 @@ def _saved(vae: AutoencoderKLCogVideoX, folder: Path) -> Path:
 def test_every_stage_goes_on_where_it_stopped_and_makes_a_pipeline(
     photos: Path, small: RecipeConfig, tmp_path: Path
 ) -> None:
-    text, vae, parts = tmp_path / "text", tmp_path / "vae", tmp_path / "parts"
+    text, vae, parts = tmp_path / "text", tmp_path / "wide", tmp_path / "parts"
     tokenizer = train_tokenizer(text / "tokenizer", ["zebra"], small.text.vocab_size)
     ids = tokenizer(["pan left"] * 30, padding="max_length", max_length=226).input_ids
     labels = np.arange(len(MOVES) * len(SPEEDS), dtype=np.int16)
@@ -192,15 +213,13 @@ def test_every_stage_goes_on_where_it_stopped_and_makes_a_pipeline(
     assert train_vae.train(photos, vae, small)
     assert json.loads((vae / "vae.json").read_text())["still_psnr_db"] > 0
     assert train_vae.train(photos, vae, small)  # done: does nothing more
-    assert train_transformer.train(photos, vae / "vae", text, parts, small)
-    assert assemble(vae, text, parts, tmp_path / "checkpoint") < 30e6
+    reduce_vae.reduce_vae(vae / "vae", photos, tmp_path, small)
+    assert train_transformer.train(photos, tmp_path / "vae", text, parts, small)
+    assert assemble(tmp_path, text, parts, tmp_path / "checkpoint") < 30e6
 
-    adapter = tmp_path / "adapter"
-    train_adapter.train(tmp_path / "checkpoint", photos, adapter, small)
     pipeline = CogVideoXImageToVideoPipeline.from_pretrained(
         tmp_path / "checkpoint", dtype=torch.float32
     )
-    pipeline.load_lora_weights(adapter)
     frames = pipeline(
         image=Image.new("RGB", (64, 48)),
         prompt="pan left",

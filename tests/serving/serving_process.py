@@ -98,7 +98,7 @@ class Server:
             self.wait(ready)
         return self
 
-    def wait(self, path: str = "/health", timeout_s: float = 150) -> None:
+    def wait(self, path: str = "/health", timeout_s: float = 240) -> None:
         """Wait until `path` says ok."""
 
         def is_well() -> bool:

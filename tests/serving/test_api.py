@@ -429,6 +429,11 @@ class TestService:
         assert health["model"]["loras"] == ["press"]
         assert health["queue"]["capacity"] == 100
 
+    @pytest.mark.parametrize("prefix", ["", "/desks"])
+    def test_the_address_alone_leads_to_the_docs(self, client: httpx.Client, prefix: str) -> None:
+        page = client.get(f"{prefix}/", follow_redirects=True)
+        assert (page.status_code, page.url.path) == (200, f"{prefix}/docs")
+
     def test_metrics_hold_score_and_latency(
         self, client: httpx.Client, done: dict[str, Any]
     ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import gzip
 import ipaddress
 import ssl
 import threading
@@ -21,6 +22,7 @@ from vidgen_ray.distributed.serving.fetching import Address, fetch_image, is_pub
 from vidgen_ray.errors import RequestError
 
 PHOTO = picture()
+PACKED = gzip.compress(b"\0" * 1_000_000)
 
 
 def is_loopback(address: Address) -> bool:
@@ -65,7 +67,12 @@ def site(certificate: Path) -> Iterator[str]:
             if self.path == "/slow":
                 time.sleep(3)
             self.send_response(200)
+            if self.path == "/packed":
+                self.send_header("content-encoding", "gzip")
             self.end_headers()
+            if self.path == "/packed":
+                self.wfile.write(PACKED)
+                return
             for _ in range(1000 if self.path == "/endless" else 1):
                 self.wfile.write(PHOTO)
 
@@ -110,6 +117,7 @@ def test_redirects_are_not_followed(site: str, trust: ssl.SSLContext) -> None:
 def test_size_and_time_are_bounded(site: str, trust: ssl.SSLContext) -> None:
     with pytest.raises(RequestError, match="at most 10000 bytes"):
         fetch(f"{site}/endless", trust)
+    assert fetch(f"{site}/packed", trust) == PACKED  # a bomb stays packed; no picture, so refused
     with pytest.raises(RequestError, match="did not come within"):
         fetch(f"{site}/slow", trust, timeout_s=0.5)
 

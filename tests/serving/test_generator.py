@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
+from ray.util.placement_group import placement_group_table
 from serving_process import picture
 from test_jobs import lease, new
 
@@ -16,6 +18,7 @@ from vidgen_ray.distributed.serving.arguments import ServingArguments
 from vidgen_ray.distributed.serving.generator import Generator
 from vidgen_ray.distributed.serving.jobs import JobStore
 from vidgen_ray.distributed.serving.tasks import ClipTask, Made
+from vidgen_ray.errors import ConfigError
 from vidgen_ray.schema import GenerationRecord, resolve_request
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")  # for the metrics
@@ -150,3 +153,20 @@ def test_ranks_make_clips_and_stop_together(
     assert record.model is not None
     assert record.model.acceleration is not None
     assert record.model.acceleration.ranks == 2
+    (group,) = reserved()
+    bench.generator.__del__()
+    assert group not in reserved()
+
+
+def test_a_gpu_beside_those_of_the_ranks_is_refused(
+    tmp_path: Path, tiny_overrides: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
+    with pytest.raises(ConfigError, match=r"num_gpus: must be 0 with model\.gpus_per_clip: 2"):
+        Bench(tmp_path, {**tiny_overrides, "model.gpus_per_clip": 2})
+
+
+def reserved() -> list[str]:
+    """Placement groups that hold resources."""
+    table = placement_group_table()
+    return [name for name, group in table.items() if group["state"] != "REMOVED"]

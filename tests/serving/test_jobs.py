@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, create_engine, event, text
 
 from vidgen_ray.distributed.serving.jobs import (
     IdempotencyConflict,
@@ -258,24 +258,40 @@ def test_the_end_and_its_webhook_are_one_transaction(store: JobStore) -> None:
     add(store, "a", webhook_url="https://desk.example/hook")
     (job,) = lease(store)
     assert not store.finish("a", "not the token", Outcome("completed"))
-    assert store.due_deliveries(10, 60) == []
+    assert store.deliveries.due(10, 60) == []
     store.finish("a", job.lease_token, Outcome("completed"))
-    (due,) = store.due_deliveries(10, 60)
+    (due,) = store.deliveries.due(10, 60)
     assert json.loads(due.body)["type"] == "video.completed"
     assert json.loads(due.body)["data"] == {"id": "a"}
-    assert store.due_deliveries(10, 60) == []
-    store.retry_delivery(due.id, 0)
-    (again,) = store.due_deliveries(10, 60)
+    assert store.deliveries.due(10, 60) == []
+    store.deliveries.retry(due.id, 0)
+    (again,) = store.deliveries.due(10, 60)
     assert again.tries == 2
-    store.end_delivery(again.id)
-    store.retry_delivery(due.id, 0)
-    assert store.due_deliveries(10, 60) == []
+    store.deliveries.end(again.id)
+    store.deliveries.retry(due.id, 0)
+    assert store.deliveries.due(10, 60) == []
+
+
+def test_a_dispatcher_without_work_writes_nothing(store: JobStore) -> None:
+    add(store, "a")
+    (job,) = lease(store, lease_s=60)
+    commits: list[object] = []
+    note = commits.append
+    event.listen(Engine, "commit", note)
+    try:
+        assert lease(store, lease_s=60) == []
+        assert store.deliveries.due(10, 60) == []
+        assert commits == []
+        store.finish("a", job.lease_token, Outcome("completed"))
+        assert len(commits) == 1
+    finally:
+        event.remove(Engine, "commit", note)
 
 
 def test_a_locked_database_refuses_writes_and_still_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vidgen_ray.distributed.serving.jobs._BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("vidgen_ray.distributed.serving.database._BUSY_TIMEOUT_S", 0.2)
     store = JobStore(f"sqlite:///{tmp_path}/jobs.db")
     add(store, "a")
     other = sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)

@@ -43,6 +43,7 @@ ROUTES = [
     ("DELETE", "/v1/videos/video_1"),
     ("GET", "/artifacts/video_1.mp4"),
     ("GET", "/v1/models"),
+    ("GET", "/v1/models/tiny"),
     ("GET", "/metrics"),
 ]
 

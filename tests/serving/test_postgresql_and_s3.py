@@ -1,7 +1,5 @@
 """As on a cluster: jobs in PostgreSQL, clips in S3."""
 
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +14,12 @@ from benchmarks.mixed_load import LENIENT
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket behind a real S3 API on this machine."""
-    from moto.server import ThreadedMotoServer
-
-    name = f"desk-{uuid.uuid4().hex[:8]}"
-    s3 = ThreadedMotoServer(port=0, verbose=False)
-    s3.start()
-    host, port = s3.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir(name)
-    yield name
-    s3.stop()
-
-
 def test_a_clip_with_postgresql_and_s3(
-    bucket: str, postgresql: Any, tmp_path: Path, tiny_overrides: dict[str, object]
+    s3_bucket: str, postgresql: Any, tmp_path: Path, tiny_overrides: dict[str, object]
 ) -> None:
     args = {
         "settings": {**tiny_overrides, **LENIENT},
-        "output": f"s3://{bucket}/clips",
+        "output": f"s3://{s3_bucket}/clips",
         "database": postgresql.url,
     }
     server = Server(tmp_path, [application("vidgen", "/", args)])
@@ -53,9 +33,9 @@ def test_a_clip_with_postgresql_and_s3(
             part = client.get(job["url"], headers={"Range": "bytes=4-7"})
             assert (part.status_code, part.content) == (206, b"ftyp")
             s3 = fsspec.filesystem("s3", skip_instance_cache=True)
-            assert any(job["id"] in name for name in s3.find(f"{bucket}/clips"))
+            assert any(job["id"] in name for name in s3.find(f"{s3_bucket}/clips"))
             client.delete(f"/v1/videos/{job['id']}").raise_for_status()
             s3.invalidate_cache()
-            assert not any(job["id"] in name for name in s3.find(f"{bucket}/clips"))
+            assert not any(job["id"] in name for name in s3.find(f"{s3_bucket}/clips"))
     finally:
         server.stop()

@@ -52,7 +52,7 @@ def import_(
     from vidgen_ray.datasets.sources import DATASETS
 
     facts = DATASETS[dataset]
-    _say(f"{facts.title}: licence: {licence or facts.licence}. {facts.terms or ''}")
+    _say(f"{facts.title}: licence: {licence or facts.licence}. {facts.terms or ''}".rstrip())
     arguments = ImportArguments(
         dataset=dataset,
         source=absolute(source),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vidgen_ray.config import parse_overrides
+from vidgen_ray.config import parse_overrides, shipped_loras
 
 ConfigOption = Annotated[
     str, typer.Option(help="Name of a shipped configuration (nano, ...) or a .yaml file.")
@@ -15,7 +15,10 @@ ModeOption = Annotated[
     Literal["baseline", "optimized"] | None, typer.Option(help="Plain diffusers, or a profile.")
 ]
 ProfileOption = Annotated[str | None, typer.Option(help="Profile of --mode optimized.")]
-LoraOption = Annotated[str | None, typer.Option(help="LoRA adapter: a folder or .safetensors.")]
+LoraOption = Annotated[
+    str | None,
+    typer.Option(help="LoRA adapter: a folder, .safetensors, or the name of one that ships."),
+]
 LoraScaleOption = Annotated[float, typer.Option(help="Weight of --lora.")]
 StepsOption = Annotated[int | None, typer.Option(help="Denoising steps; 28 is quicker than 50.")]
 OffloadOption = Annotated[
@@ -41,7 +44,7 @@ def generation_overrides(
     named = {
         "generation.mode": mode,
         "generation.profile": profile,
-        "generation.lora": {"path": absolute(lora), "scale": lora_scale} if lora else None,
+        "generation.lora": {"path": lora_address(lora), "scale": lora_scale} if lora else None,
         "generation.num_inference_steps": num_inference_steps,
         "model.offload": offload,
     }
@@ -58,3 +61,8 @@ def is_temporary(address: str) -> bool:
 def absolute(address: str) -> str:
     """A local path from here, so that workers with another folder find it; URLs as they are."""
     return address if "://" in address else os.path.abspath(os.path.expanduser(address))
+
+
+def lora_address(lora: str) -> str:
+    """An adapter as workers will find it: the name of one that ships, else as `absolute`."""
+    return lora if lora in shipped_loras() else absolute(lora)

@@ -1,7 +1,6 @@
 """`vidgen validate`: is an adapter good enough, on fixed prompts with fixed seeds?"""
 
 import os
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -19,18 +18,21 @@ from vidgen_ray.cli.options import (
     absolute,
     generation_overrides,
     is_temporary,
+    lora_address,
 )
 from vidgen_ray.config import LoRA, load_config
 from vidgen_ray.errors import RequestError
 
 
 def validate(
-    lora: Annotated[str, typer.Option(help="LoRA adapter: a folder or .safetensors.")],
+    lora: Annotated[
+        str,
+        typer.Option(help="LoRA adapter: a folder, .safetensors, or the name of one that ships."),
+    ],
     output: Annotated[str, typer.Option(help="Folder or fsspec address for the results.")],
     prompts: Annotated[
-        str | None,
-        typer.Option(help="Prompts file; default configs/validation_prompts.yaml."),
-    ] = None,
+        str, typer.Option(help="Prompts file, or the name of one that ships.")
+    ] = "validation_prompts",
     trigger: Annotated[
         str | None, typer.Option(help="The adapter's word, put before prompts that lack it.")
     ] = None,
@@ -63,11 +65,11 @@ def validate(
         )
     from vidgen_ray.distributed.cluster import native_log
     from vidgen_ray.distributed.validating import ValidationArguments, run_validation
+    from vidgen_ray.generation.validation import find_prompts
 
-    shipped = str(resources.files("vidgen_ray") / "configs" / "validation_prompts.yaml")
     arguments = ValidationArguments(
-        lora=LoRA(path=absolute(lora), scale=lora_scale),
-        prompts=absolute(prompts or shipped),
+        lora=LoRA(path=lora_address(lora), scale=lora_scale),
+        prompts=absolute(find_prompts(prompts)),
         output=absolute(output),
         config=tree,
         config_name=Path(config).stem,

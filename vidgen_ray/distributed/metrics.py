@@ -3,12 +3,14 @@
 `source` is `batch` or `serving`: the same clip means the same in both.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from vidgen_ray.schema import GenerationRecord
-from vidgen_ray.training.state import StepMetrics
+
+if TYPE_CHECKING:  # imports torch, which scoring and serving without a model do without
+    from vidgen_ray.training.state import StepMetrics
 
 Source = Literal["batch", "serving"]
 
@@ -148,7 +150,7 @@ class TrainingMetrics:
         )
         self._vram = Gauge("vidgen_train_vram_gb", "Most VRAM of a step, 1e9 bytes.", ("rank",))
 
-    def step(self, metrics: StepMetrics) -> None:
+    def step(self, metrics: "StepMetrics") -> None:
         """Note a step."""
         if self._first:
             self._loss.set(metrics.loss)

@@ -5,11 +5,12 @@ starts them again after one is lost. Nothing but the output is needed to go on.
 """
 
 import json
+import posixpath
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -18,13 +19,16 @@ import yaml
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
-from vidgen_ray.config import Config
+from vidgen_ray.addresses import read_address
+from vidgen_ray.config import Config, SamplePrompt
 from vidgen_ray.distributed.cluster import connected
 from vidgen_ray.distributed.signals import signals_call
 from vidgen_ray.distributed.training_board import ask, make_board
 from vidgen_ray.distributed.training_worker import FINAL, WorkerJob, device_facts, train_worker
-from vidgen_ray.errors import ConfigError, EngineError, Interrupted
+from vidgen_ray.errors import ConfigError, EngineError, Interrupted, RequestError
 from vidgen_ray.generation.artifacts import ArtifactStore
+from vidgen_ray.generation.validation import find_prompts, read_requests
+from vidgen_ray.image_io import MAX_IMAGE_BYTES
 from vidgen_ray.model.adapters import WEIGHTS_NAME
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.model.lora import architecture_of
@@ -91,6 +95,7 @@ def run_training(arguments: TrainingArguments, console: Console) -> None:
     if store.read(f"{FINAL}/{WEIGHTS_NAME}") is not None:
         _say(console, f"{arguments.output} is trained already: {FINAL}/{WEIGHTS_NAME}")
         return
+    arguments = replace(arguments, config=_with_samples(config, store))
     cluster = connected(arguments.ray_address) if arguments.num_workers else nullcontext()
     with cluster:
         _check_resources(arguments)
@@ -206,6 +211,29 @@ def _signals_stop(board: Any) -> Iterator[list[int]]:
 
     with signals_call(stop):
         yield came
+
+
+def _with_samples(config: Config, store: ArtifactStore) -> Config:
+    """The configuration with the prompts of the file that `training.samples` may name.
+
+    Their images go into the store, where every worker finds them. Raises RequestError.
+    """
+    training = config.training
+    if not isinstance(training.samples, str):
+        return config
+    address = find_prompts(training.samples)
+    found, _ = read_requests(address, config)
+    if found.problems:
+        raise RequestError(f"training.samples: {address}: {found.problems[0]}")
+    samples = []
+    for index, job in enumerate(found.requests[: training.num_samples]):
+        request = job.request
+        data = read_address(request.image, field="training.samples", max_bytes=MAX_IMAGE_BYTES)
+        name = f"samples/image-{index + 1}{posixpath.splitext(request.image)[1]}"
+        store.write(name, data)
+        image, seed = store.address_of(name), request.seed or 0
+        samples.append(SamplePrompt(image=image, prompt=request.prompt, seed=seed))
+    return config.model_copy(update={"training": training.model_copy(update={"samples": samples})})
 
 
 def _check_latents(clips: EncodedClips, checkpoint: Checkpoint) -> None:

@@ -223,6 +223,7 @@ class _Gallery:
         """The prompts of the configuration, else those and the images of the first clips."""
         training, clips, store = self._job.config.training, self._trainer.clips, self._store
         if training.samples:
+            assert not isinstance(training.samples, str)  # the driver has read the file
             return training.samples
         prompts = []
         for index in range(min(training.num_samples, len(clips))):

@@ -10,7 +10,7 @@ from fsspec.utils import infer_compression
 from pydantic import ValidationError
 
 from vidgen_ray.addresses import folder_of, join, read_address, without_query
-from vidgen_ray.config import Config, describe
+from vidgen_ray.config import Config, describe, shipped_loras
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.jobs_rows import (
     KINDS,
@@ -267,8 +267,8 @@ def _with_addresses(fields: dict[str, Any], folder: str) -> dict[str, Any]:
     if "image" in fields:
         fields["image"] = join(folder, fields["image"])
     lora = fields.get("lora")
-    if isinstance(lora, str):
-        fields["lora"] = join(folder, lora)
-    elif lora is not None:
-        fields["lora"] = {**lora, "path": join(folder, lora["path"])}
+    if lora is not None:
+        given = {"path": lora} if isinstance(lora, str) else lora
+        shipped = given["path"] in shipped_loras()
+        fields["lora"] = given if shipped else {**given, "path": join(folder, given["path"])}
     return fields

@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from vidgen_ray.generation.jobs_rows import Row
 from vidgen_ray.schema import (
     GenerationRecord,
     GenerationRequest,
+    Look,
     ValidatedPrompt,
     Validation,
 )
@@ -39,6 +42,12 @@ class ValidationPrompts:
     trigger: str | None
 
 
+def find_prompts(source: str) -> str:
+    """The address of a prompts file; a bare name such as `validation_prompts` is one that ships."""
+    shipped = Path(str(resources.files("vidgen_ray"))) / "configs" / f"{source}.yaml"
+    return str(shipped) if "/" not in source and shipped.is_file() else source
+
+
 def read_prompts(
     address: str, config: Config, lora: LoRA, trigger: str | None = None
 ) -> ValidationPrompts:
@@ -48,15 +57,26 @@ def read_prompts(
     that is put before every prompt; the `trigger` given here counts more. Both clips of a prompt
     have its seed. Raises RequestError for a file that cannot be read.
     """
+    found, word = read_requests(address, config, trigger)
+    jobs = [Job(job.line, _arm(job.request, arm)) for arm in (None, lora) for job in found.requests]
+    return ValidationPrompts(found.requests, JobsFile(jobs, found.problems), word)
+
+
+def read_requests(
+    address: str, config: Config, trigger: str | None = None
+) -> tuple[JobsFile, str | None]:
+    """The prompts of a file as requests, with what is wrong with the others, and the trigger.
+
+    Raises RequestError for a file that cannot be read.
+    """
     tree, lines = _read_yaml(address)
     word = trigger or tree.get("trigger")
     if word is not None and not (isinstance(word, str) and word.strip()):
         raise RequestError(f"prompts: trigger must be a word, got {word!r}")
     rows = [_row(line, fields) for line, fields in zip(lines, tree["prompts"], strict=True)]
     found = check_rows(rows, _folder(address), config)
-    prompts = [Job(job.line, _with_trigger(job.request, word)) for job in found.requests]
-    jobs = [Job(job.line, _arm(job.request, arm)) for arm in (None, lora) for job in prompts]
-    return ValidationPrompts(prompts, JobsFile(jobs, found.problems), word)
+    jobs = [Job(job.line, _with_trigger(job.request, word)) for job in found.requests]
+    return JobsFile(jobs, found.problems), word
 
 
 def compare(
@@ -94,6 +114,15 @@ def pixel_difference(first: np.ndarray, second: np.ndarray) -> float:
         raise RequestError(f"the clips must have one shape, got {first.shape} and {second.shape}")
     pairs = zip(first, second, strict=True)
     return float(np.mean([np.abs(a.astype(np.int16) - b).mean() for a, b in pairs]))
+
+
+def measure_look(frames: np.ndarray) -> Look:
+    """The look of a clip's last frame, of uint8 [num_frames, height, width, 3]."""
+    last = frames[-1].astype(np.float64)
+    return Look(
+        brightness=float((last @ (0.299, 0.587, 0.114)).mean()),
+        colour=float((last.max(axis=-1) - last.min(axis=-1)).mean()),
+    )
 
 
 def _read_yaml(address: str) -> tuple[dict[str, Any], list[int]]:
@@ -165,6 +194,7 @@ def _compare(
     ]
     if with_ and with_.artifact:
         reasons += _faults(without, with_, score_with, threshold)
+    first, second = _frames(without, store), _frames(with_, store)
     return ValidatedPrompt(
         id=request.id,
         prompt=request.prompt,
@@ -175,7 +205,11 @@ def _compare(
         score_difference=None
         if score_without is None or score_with is None
         else score_with - score_without,
-        pixel_difference=_difference(without, with_, store),
+        pixel_difference=None
+        if first is None or second is None
+        else pixel_difference(first, second),
+        look_without=None if first is None else measure_look(first),
+        look_with=None if second is None else measure_look(second),
         passed=not reasons,
         reasons=reasons,
     )
@@ -201,14 +235,10 @@ def _score(record: GenerationRecord | None) -> float | None:
     return record.score.score if record and record.artifact and record.score else None
 
 
-def _difference(
-    without: GenerationRecord | None, with_: GenerationRecord | None, store: ArtifactStore
-) -> float | None:
-    clips = [record.artifact for record in (without, with_) if record and record.artifact]
-    if len(clips) < 2:
+def _frames(record: GenerationRecord | None, store: ArtifactStore) -> np.ndarray | None:
+    if record is None or record.artifact is None:
         return None
-    first, second = (read_video(store.address_of(clip.filename)).frames for clip in clips)
-    return pixel_difference(first, second)
+    return read_video(store.address_of(record.artifact.filename)).frames
 
 
 def _verdict(

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI
-from fastapi.responses import PlainTextResponse
+from fastapi import FastAPI, Request
+from fastapi.responses import PlainTextResponse, RedirectResponse, Response
 
 from vidgen_ray import __version__
 from vidgen_ray.distributed.serving import problems
@@ -45,6 +45,10 @@ def build_api(context: Context) -> FastAPI:
     app.include_router(clip_routes())
     app.include_router(video_routes())
 
+    @app.get("/", include_in_schema=False)
+    async def home(request: Request) -> RedirectResponse:
+        return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
+
     @app.get("/health", response_model=Health, tags=["Service"], summary="Health")
     async def health() -> Health:
         """Each deployment's status, the model, and the queue. Always quick, and open to anybody."""
@@ -59,23 +63,43 @@ def build_api(context: Context) -> FastAPI:
     )
     async def models(context: Serving, owner: Owner) -> ModelList:
         """The served model, and the LoRA adapters that go with it."""
-        base = context.intake.model_id
-        names = await asyncio.to_thread(context.intake.loras)
-        adapters = [
-            ModelView(id=name, created=int(path.stat().st_mtime), parent=base)
-            for name, path in names.items()
-        ]
-        return ModelList(data=[ModelView(id=base, created=0, parent=None), *adapters])
+        return ModelList(data=await asyncio.to_thread(_models, context))
+
+    @app.get(
+        "/v1/models/{name}",
+        response_model=ModelView,
+        responses=problems.documented(401, 403, 404, 422),
+        tags=["Service"],
+        summary="Model",
+    )
+    async def model(name: str, context: Serving, owner: Owner) -> ModelView:
+        """One of them."""
+        for known in await asyncio.to_thread(_models, context):
+            if known.id == name:
+                return known
+        raise problems.not_found(f"model {name[:120]!r}")
 
     @app.get(
         "/metrics",
-        response_class=PlainTextResponse,
-        responses=problems.documented(401, 403),
+        response_class=Response,
+        responses={
+            200: {"description": "The page.", "content": {"text/plain": {}}},
+            **problems.documented(401, 403),
+        },
         tags=["Service"],
         summary="Metrics",
     )
-    async def metrics(owner: Owner) -> PlainTextResponse:
+    async def metrics(owner: Owner) -> Response:
         """Of every node, for Prometheus: `ray_vidgen_*`, `ray_serve_*` and `ray_node_*`."""
         return PlainTextResponse(await gather_metrics(), media_type="text/plain; version=0.0.4")
 
     return app
+
+
+def _models(context: Context) -> list[ModelView]:
+    base = context.intake.model_id
+    adapters = [
+        ModelView(id=name, created=int(path.stat().st_mtime), parent=base)
+        for name, path in context.intake.loras().items()
+    ]
+    return [ModelView(id=base, created=0, parent=None), *adapters]

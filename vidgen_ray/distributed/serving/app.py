@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
-from vidgen_ray.config import load_config
+from vidgen_ray.config import SHIPPED_LORAS, load_config
 from vidgen_ray.distributed.serving.arguments import ServingArguments
 from vidgen_ray.distributed.serving.dispatcher import Dispatcher
 from vidgen_ray.distributed.serving.generator import Generator
@@ -20,6 +21,10 @@ from vidgen_ray.distributed.serving.scorer import Scorer
 from vidgen_ray.distributed.serving.webhooks import check_secret
 from vidgen_ray.errors import ConfigError
 from vidgen_ray.generation.artifacts import ArtifactStore
+
+# Serve's router asks a busy Generator again and again whether it is free; by default up to 0.5 s
+# after the last time, for which a GPU would wait between two clips.
+_LOOK_AGAIN_S = 0.2
 
 
 def build_app(args: ServingArguments) -> Application:
@@ -45,8 +50,13 @@ def build_app(args: ServingArguments) -> Application:
     # What a config file does not say. One clip at a time; a wait is no load on the ingress.
     # Ranks reserve their GPUs by themselves, beside the replica that leads them.
     num_gpus = 1 if config.model.gpus_per_clip == 1 else 0
-    generator = serve.deployment(max_ongoing_requests=1, ray_actor_options={"num_gpus": num_gpus})
-    scorer = serve.deployment(max_ongoing_requests=1, ray_actor_options={"num_cpus": 1})
+    generator = serve.deployment(
+        max_ongoing_requests=1,
+        ray_actor_options={"num_gpus": num_gpus},
+        request_router_config=RequestRouterConfig(max_backoff_s=_LOOK_AGAIN_S),
+    )
+    num_cpus = arguments.num_cpus_per_score
+    scorer = serve.deployment(max_ongoing_requests=1, ray_actor_options={"num_cpus": num_cpus})
     dispatcher = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0})
     ingress = serve.deployment(max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0})
     application: Application = ingress(Ingress).bind(
@@ -77,10 +87,17 @@ def _effective(args: ServingArguments) -> ServingArguments:
             "output": output,
             "database": database,
             "api_keys_file": _absolute(keys) if keys else None,
-            "lora_folder": _absolute(args.lora_folder) if args.lora_folder else None,
+            "lora_folder": _lora_folder(args.lora_folder),
             "webhook_secret": args.webhook_secret or os.environ.get("VIDGEN_WEBHOOK_SECRET"),
         }
     )
+
+
+def _lora_folder(folder: str | None) -> str | None:
+    """`embedded` stands for the adapters of the embedded model."""
+    if folder == "embedded":
+        return str(SHIPPED_LORAS)
+    return _absolute(folder) if folder else None
 
 
 def _absolute(address: str) -> str:

@@ -57,7 +57,7 @@ def clip_routes() -> APIRouter:
             200: {"description": "The clip.", "content": _MP4},
             206: {"description": "A range of it.", "content": _MP4},
             304: {"description": "As the client has it."},
-            **documented(401, 403, 404, 409, 416, 503),
+            **documented(401, 403, 404, 409, 416, 422, 503),
         },
         summary="Download a clip",
     )

@@ -45,7 +45,7 @@ class Dispatcher:
         self._id = f"dispatcher-{uuid4().hex[:12]}"
         self._store = JobStore(arguments.database, retention_s=arguments.retention_s)
         self._artifacts = ArtifactStore(arguments.output)
-        self._webhooks = WebhookSender(self._store, arguments.webhook_secret)
+        self._webhooks = WebhookSender(self._store.deliveries, arguments.webhook_secret)
         self._metrics = JobMetrics()
         self._queue = QueueMetrics("serving")
         self._retries = RetryMetrics("serving")

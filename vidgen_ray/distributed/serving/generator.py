@@ -23,6 +23,11 @@ class Generator:
         self._lock = threading.Lock()
         self._deadline: float | None = None
 
+    def __del__(self) -> None:
+        """Serve calls this once no clip is being made; ranks would outlive the replica."""
+        if hasattr(self, "_maker"):
+            self._maker.close()
+
     async def generate(self, task: ClipTask) -> Made | None:
         """Make one attempt. None: the lease was lost, nobody wants the clip any more."""
         left = threading.Event()

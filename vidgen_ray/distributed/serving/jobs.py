@@ -5,23 +5,17 @@ from several processes at once, and raises StoreError when the database fails. T
 are in docs/serving.md.
 """
 
-import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Engine,
     and_,
-    create_engine,
     delete,
-    event,
     exists,
     func,
     insert,
@@ -30,17 +24,14 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
-from vidgen_ray.distributed.serving.tables import deliveries, dispatchers, jobs, metadata
-from vidgen_ray.errors import ConfigError, StoreError
+from vidgen_ray.distributed.serving.database import Database, RowTaken
+from vidgen_ray.distributed.serving.deliveries import Deliveries, announce
+from vidgen_ray.distributed.serving.tables import dispatchers, jobs
 
 JobStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 
 ACTIVE: tuple[JobStatus, ...] = ("queued", "in_progress")
-_BUSY_TIMEOUT_S = 5.0
-_TABLES_LOCK = 0x76696467
 
 
 class QueueFull(Exception):
@@ -112,18 +103,6 @@ class Outcome:
     error_message: str | None = None
 
 
-@dataclass(frozen=True)
-class Delivery:
-    """A webhook to send: `tries` were made already."""
-
-    id: str
-    job_id: str
-    url: str
-    body: str
-    tries: int
-    next_at: int
-
-
 class JobStore:
     """One database. Instances are cheap; each process makes its own."""
 
@@ -133,19 +112,8 @@ class JobStore:
         Makes the tables where they are missing. Raises ConfigError and StoreError.
         """
         self._retention_s = retention_s
-        parsed = _parse(url)
-        try:
-            self._writes, self._reads = _engines(parsed)
-        except ImportError as error:
-            raise ConfigError(
-                f"database: {parsed.drivername} needs a package: {error}; "
-                "pip install 'vidgen-ray[postgresql]'"
-            ) from None
-        with self._write() as connection:
-            if parsed.get_backend_name() == "postgresql":
-                # Two processes that make the tables at once would run into each other.
-                connection.execute(select(func.pg_advisory_xact_lock(_TABLES_LOCK)))
-            metadata.create_all(connection)
+        self._database = Database(url)
+        self.deliveries = Deliveries(self._database)
 
     def add(self, job: NewJob, max_queued: int) -> tuple[Job, bool]:
         """Keep a job, and say whether it is new: the same idempotency key gives the first one.
@@ -153,7 +121,7 @@ class JobStore:
         Raises QueueFull when `max_queued` jobs are queued, and IdempotencyConflict.
         """
         try:
-            with self._write() as connection:
+            with self._database.write() as connection:
                 before = _same_key(connection, job)
                 if before:
                     return before, False
@@ -164,9 +132,9 @@ class JobStore:
                 counters = {"step": 0, "attempt": 1, "tries": 0}
                 statement = insert(jobs).values(**values, **counters).returning(jobs)
                 return _job(connection.execute(statement).one()), True
-        except _Taken:
+        except RowTaken:
             # Another request with this key was faster.
-            with self._write() as connection:
+            with self._database.write() as connection:
                 before = _same_key(connection, job)
             if before is None:
                 raise IdempotencyConflict from None
@@ -174,13 +142,13 @@ class JobStore:
 
     def get(self, job_id: str, owner: str | None = None) -> Job | None:
         """The job, None when there is none; with `owner`, only one of theirs."""
-        with self._read() as connection:
+        with self._database.read() as connection:
             row = connection.execute(select(jobs).where(_is(job_id, owner))).one_or_none()
         return _job(row) if row else None
 
     def get_many(self, job_ids: Sequence[str]) -> dict[str, Job]:
         """The jobs that exist, by id."""
-        with self._read() as connection:
+        with self._database.read() as connection:
             rows = connection.execute(select(jobs).where(jobs.c.id.in_(job_ids))).all()
         return {row.id: _job(row) for row in rows}
 
@@ -194,7 +162,7 @@ class JobStore:
         age = (jobs.c.created_at, jobs.c.id)
         query = select(jobs).where(jobs.c.owner == owner).limit(limit + 1)
         query = query.order_by(*(key.desc() if order == "desc" else key.asc() for key in age))
-        with self._read() as connection:
+        with self._database.read() as connection:
             if after is not None:
                 mark = connection.execute(select(*age).where(_is(after, owner))).one_or_none()
                 if mark is None:
@@ -207,13 +175,13 @@ class JobStore:
 
     def count(self) -> dict[str, int]:
         """How many jobs have which status."""
-        with self._read() as connection:
+        with self._database.read() as connection:
             query = select(jobs.c.status, func.count()).group_by(jobs.c.status)
             return {row[0]: row[1] for row in connection.execute(query).all()}
 
     def oldest_wait_s(self) -> float:
         """How long the oldest queued job has waited, in seconds; 0 when none waits."""
-        with self._read() as connection:
+        with self._database.read() as connection:
             query = select(func.min(jobs.c.created_at)).where(jobs.c.status == "queued")
             oldest = connection.execute(query).scalar()
             return max(0.0, time.time() - oldest) if oldest is not None else 0.0
@@ -221,7 +189,7 @@ class JobStore:
     def mean_clip_s(self, last: int = 20) -> float | None:
         """Mean seconds from start to end of the last completed jobs."""
         done = select(jobs.c.started_at, jobs.c.ended_at).where(jobs.c.status == "completed")
-        with self._read() as connection:
+        with self._database.read() as connection:
             rows = connection.execute(done.order_by(jobs.c.ended_at.desc()).limit(last)).all()
         times = [row.ended_at - row.started_at for row in rows if row.started_at]
         return sum(times) / len(times) if times else None
@@ -229,7 +197,7 @@ class JobStore:
     def cancel(self, job_id: str, owner: str | None = None) -> Job | None:
         """End an active job as `cancelled`; an ended one stays. None: there is no such job."""
         ended = {"status": "cancelled", **self._ended()}
-        with self._write() as connection:
+        with self._database.write() as connection:
             active = and_(_is(job_id, owner), jobs.c.status.in_(ACTIVE))
             connection.execute(update(jobs).where(active).values(**ended))
             row = connection.execute(select(jobs).where(_is(job_id, owner))).one_or_none()
@@ -237,12 +205,12 @@ class JobStore:
 
     def remove(self, job_id: str, owner: str | None = None) -> bool:
         """Remove a job, active or not. Says whether there was one."""
-        with self._write() as connection:
+        with self._database.write() as connection:
             return connection.execute(delete(jobs).where(_is(job_id, owner))).rowcount > 0
 
     def expired(self, limit: int = 100) -> Sequence[str]:
         """Ids of ended jobs whose time is over."""
-        with self._read() as connection:
+        with self._database.read() as connection:
             query = select(jobs.c.id).where(jobs.c.expires_at < time.time()).limit(limit)
             return connection.execute(query).scalars().all()
 
@@ -251,11 +219,13 @@ class JobStore:
     def lease(self, dispatcher: str, limit: int, lease_s: float, max_tries: int) -> Sequence[Job]:
         """Lease up to `limit` free jobs, oldest first. A free job without tries left fails."""
         now = time.time()
-        if limit <= 0:
+        free = _free(now, lease_s)
+        if limit <= 0 or not self._any(free):  # an idle dispatcher writes nothing
             return []
-        with self._write() as connection:
+        with self._database.write() as connection:
+            # Committed first: whoever meets the leased rows must find their dispatcher alive.
             self._seen(connection, dispatcher, now)
-            free = _free(now, lease_s)
+        with self._database.write() as connection:
             self._give_up(connection, and_(free, jobs.c.tries >= max_tries))
             oldest = select(jobs.c.id).where(free).order_by(jobs.c.created_at, jobs.c.id)
             oldest = oldest.limit(limit).with_for_update(skip_locked=True)
@@ -275,7 +245,7 @@ class JobStore:
     def renew_all(self, dispatcher: str, lease_s: float) -> set[str]:
         """Say that the dispatcher lives, and renew its leases: ids of the jobs it still holds."""
         now = time.time()
-        with self._write() as connection:
+        with self._database.write() as connection:
             self._seen(connection, dispatcher, now)
             held = and_(jobs.c.lease_owner == dispatcher, jobs.c.lease_token.is_not(None))
             statement = update(jobs).where(held).values(lease_expires_at=now + lease_s)
@@ -283,7 +253,7 @@ class JobStore:
 
     def forget(self, dispatcher: str) -> None:
         """Say that the dispatcher has ended: its jobs are free at once."""
-        with self._write() as connection:
+        with self._database.write() as connection:
             connection.execute(delete(dispatchers).where(dispatchers.c.id == dispatcher))
 
     def step(self, job_id: str, token: str, step: int, num_steps: int, lease_s: float) -> bool:
@@ -320,41 +290,19 @@ class JobStore:
 
     def finish(self, job_id: str, token: str, outcome: Outcome) -> bool:
         """End a job, with its webhook where it has one. False: the lease is lost."""
-        with self._write() as connection:
+        with self._database.write() as connection:
             values = {**vars(outcome), **self._ended()}
             statement = update(jobs).where(_holds(job_id, token)).values(**values).returning(jobs)
             row = connection.execute(statement).one_or_none()
             if row:
-                _announce(connection, _job(row))
+                _announce(connection, row)
         return row is not None
 
-    # Webhooks.
-
-    def due_deliveries(self, limit: int, wait_s: float) -> Sequence[Delivery]:
-        """Webhooks whose time has come. They are not due again for `wait_s`, or until `retry`."""
-        now = int(time.time())
-        with self._write() as connection:
-            due = select(deliveries.c.id).where(deliveries.c.next_at <= now)
-            due = due.order_by(deliveries.c.next_at).limit(limit).with_for_update(skip_locked=True)
-            chosen = connection.execute(due).scalars().all()
-            statement = update(deliveries).where(deliveries.c.id.in_(chosen))
-            statement = statement.values(
-                tries=deliveries.c.tries + 1, next_at=now + int(wait_s) + 1
+    def _any(self, condition: ColumnElement[bool]) -> bool:
+        with self._database.read() as connection:
+            return (
+                connection.execute(select(jobs.c.id).where(condition).limit(1)).first() is not None
             )
-            rows = connection.execute(statement.returning(deliveries)).all()
-        return [Delivery(**row._mapping) for row in rows]
-
-    def retry_delivery(self, delivery_id: str, delay_s: float) -> None:
-        """Make a webhook due again after `delay_s`."""
-        next_at = int(time.time() + delay_s)
-        with self._write() as connection:
-            chosen = update(deliveries).where(deliveries.c.id == delivery_id)
-            connection.execute(chosen.values(next_at=next_at))
-
-    def end_delivery(self, delivery_id: str) -> None:
-        """Forget a webhook: it was delivered, or given up."""
-        with self._write() as connection:
-            connection.execute(delete(deliveries).where(deliveries.c.id == delivery_id))
 
     def _seen(self, connection: Connection, dispatcher: str, now: float) -> None:
         known = update(dispatchers).where(dispatchers.c.id == dispatcher).values(seen_at=now)
@@ -371,7 +319,7 @@ class JobStore:
         }
         rows = connection.execute(update(jobs).where(worn_out).values(**values).returning(jobs))
         for row in rows.all():
-            _announce(connection, _job(row))
+            _announce(connection, row)
 
     def _ended(self) -> dict[str, Any]:
         now = time.time()
@@ -380,22 +328,8 @@ class JobStore:
         return {"ended_at": now, "expires_at": expires_at, **no_lease}
 
     def _update(self, condition: ColumnElement[bool], values: dict[str, Any]) -> bool:
-        with self._write() as connection:
+        with self._database.write() as connection:
             return connection.execute(update(jobs).where(condition).values(**values)).rowcount > 0
-
-    @contextmanager
-    def _write(self) -> Iterator[Connection]:
-        with _telling(), self._writes.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _read(self) -> Iterator[Connection]:
-        with _telling(), self._reads.connect() as connection:
-            yield connection
-
-
-class _Taken(Exception):
-    """The row is there already."""
 
 
 def _is(job_id: str, owner: str | None) -> ColumnElement[bool]:
@@ -429,82 +363,10 @@ def _same_key(connection: Connection, job: NewJob) -> Job | None:
     return _job(row)
 
 
-def _announce(connection: Connection, job: Job) -> None:
-    if job.webhook_url is None:
-        return
-    event_id = f"evt_{uuid.uuid4().hex}"
-    body = {
-        "id": event_id,
-        "object": "event",
-        "type": f"video.{job.status}",
-        "created_at": int(job.ended_at or time.time()),
-        "data": {"id": job.id},
-    }
-    values = {"job_id": job.id, "url": job.webhook_url, "body": json.dumps(body)}
-    connection.execute(insert(deliveries).values(id=event_id, tries=0, next_at=0, **values))
+def _announce(connection: Connection, row: Any) -> None:
+    if row.webhook_url is not None:
+        announce(connection, row.id, row.status, row.webhook_url, row.ended_at)
 
 
 def _job(row: Any) -> Job:
     return Job(**row._mapping)
-
-
-def _parse(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise ConfigError(
-            "database: must be a URL such as sqlite:////srv/vidgen/jobs.db or "
-            "postgresql+psycopg://user@host/name"
-        ) from None
-    backend = parsed.get_backend_name()
-    if backend == "postgresql" and parsed.drivername == "postgresql":
-        return parsed.set(drivername="postgresql+psycopg")
-    if backend not in {"sqlite", "postgresql"} or (backend == "sqlite" and not parsed.database):
-        raise ConfigError(
-            f"database: must be a SQLite file or PostgreSQL, got {parsed.render_as_string()!r}"
-        )
-    return parsed
-
-
-def _engines(url: URL) -> tuple[Engine, Engine]:
-    """One engine that writes, one that reads without a transaction."""
-    if url.get_backend_name() == "postgresql":
-        try:
-            writes = create_engine(url, pool_pre_ping=True, pool_size=5, max_overflow=20)
-        except NoSuchModuleError as error:
-            raise ConfigError(f"database: {error}") from None
-        return writes, writes.execution_options(isolation_level="AUTOCOMMIT")
-    assert url.database is not None
-    with _telling():
-        Path(url.database).absolute().parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {
-        "connect_args": {"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
-        "pool_size": 5,
-        "max_overflow": 40,
-    }
-    writes, reads = create_engine(url, **options), create_engine(url, **options)
-    for engine in (writes, reads):
-        event.listen(engine, "connect", _prepare_sqlite)
-    # A transaction that reads first and writes later could not wait for another writer.
-    event.listen(writes, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    return writes, reads
-
-
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions begin where we say
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-@contextmanager
-def _telling() -> Iterator[None]:
-    """Turn what the database raises into one StoreError."""
-    try:
-        yield
-    except IntegrityError:
-        raise _Taken from None
-    except (SQLAlchemyError, OSError) as error:
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())
-        raise StoreError(
-            f"database: cannot be used: {reason}; check that it runs, and its free space"
-        ) from error

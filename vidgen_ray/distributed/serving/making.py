@@ -5,15 +5,16 @@ import os
 import threading
 from typing import Any
 
+import ray
 import torch
 
-from vidgen_ray.config import load_config
+from vidgen_ray.config import Config, load_config
 from vidgen_ray.distributed.metrics import DeviceMetrics
-from vidgen_ray.distributed.ranks import open_engine
+from vidgen_ray.distributed.ranks import RankGroup, open_engine
 from vidgen_ray.distributed.serving.arguments import ServingArguments
 from vidgen_ray.distributed.serving.jobs import JobStore
 from vidgen_ray.distributed.serving.tasks import ClipTask, Made
-from vidgen_ray.errors import ClipCancelled, EngineError, StoreError, VidgenError
+from vidgen_ray.errors import ClipCancelled, ConfigError, EngineError, StoreError, VidgenError
 from vidgen_ray.generation import attempts
 from vidgen_ray.generation.content import hash_content
 from vidgen_ray.image_io import ConditioningImage, read_image
@@ -32,6 +33,7 @@ class ClipMaker:
         assert arguments.database is not None
         self._arguments = arguments
         self._config = load_config(arguments.config, arguments.settings)
+        _check_gpus(self._config)
         self._store = JobStore(arguments.database)
         self._engine = open_engine(self._config)
         self._metrics = DeviceMetrics("serving")
@@ -71,9 +73,15 @@ class ClipMaker:
             logger.warning("clip failed: %s", error, extra=log, exc_info=_cause(error))
             record = attempts.failed(record, type(error).__name__, str(error), "generate")
             return Made(record.model_dump_json(), task.http_request_id, None, None)
+        logger.info("clip made", extra={**log, "attempt": task.attempt})
         record = attempts.with_generation(record, generation)
         frames = generation.video.frames
         return Made(record.model_dump_json(), task.http_request_id, image.pixels, frames)
+
+    def close(self) -> None:
+        """Give back the devices of ranks; one device goes with this process."""
+        if isinstance(self._engine, RankGroup):
+            self._engine.close()
 
     def _prepared(self, record: GenerationRecord) -> tuple[ConditioningImage, GenerationRecord]:
         request = record.request
@@ -124,6 +132,16 @@ class _Steps:
 
     def cancelled(self) -> bool:
         return self._lost or self._left.is_set()
+
+
+def _check_gpus(config: Config) -> None:
+    """Refuse a GPU that nobody would use, and that the ranks might wait for."""
+    if config.model.gpus_per_clip > 1 and ray.get_gpu_ids():
+        raise ConfigError(
+            "deployments.Generator.ray_actor_options.num_gpus: must be 0 with "
+            f"model.gpus_per_clip: {config.model.gpus_per_clip}, whose ranks reserve their GPUs "
+            f"by themselves, got {len(ray.get_gpu_ids())}"
+        )
 
 
 def _cause(error: VidgenError) -> BaseException | None:

@@ -1,8 +1,9 @@
-"""What the OpenAPI description says beyond the routes: the bodies of create requests, and links."""
+"""What the OpenAPI description says beyond the routes: bodies of create requests, links, events."""
 
-from typing import Any
+from typing import Any, get_args
 
 from vidgen_ray.distributed.serving.fields import VideoFields
+from vidgen_ray.distributed.serving.jobs import JobStatus
 
 # A gray ramp of 32x32 pixels, so that the example can be sent as it is.
 _PIXELS = (
@@ -64,7 +65,33 @@ def _link(operation: str, description: str) -> dict[str, Any]:
 
 LINKS = {
     "Retrieve": _link("/v1/videos/{video_id} get", "Poll the job."),
+    "Follow": _link("/v1/videos/{video_id}/events get", "Hear of every step, to the end."),
     "Cancel": _link("/v1/videos/{video_id}/cancel post", "Stop it."),
     "Download": _link("/v1/videos/{video_id}/content get", "Its clip, when it is completed."),
     "Delete": _link("/v1/videos/{video_id} delete", "Remove it."),
+}
+
+# Of a stream of server-sent events, by event.
+EVENTS: dict[str, Any] = {
+    "text/event-stream": {
+        "itemSchema": {
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {
+                    "enum": [f"video.{state}" for state in (*get_args(JobStatus), "deleted")]
+                },
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {
+                        "anyOf": [
+                            {"$ref": "#/components/schemas/Video"},
+                            {"$ref": "#/components/schemas/DeletedVideo"},
+                        ]
+                    },
+                },
+            },
+        }
+    }
 }

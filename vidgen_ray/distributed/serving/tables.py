@@ -55,7 +55,7 @@ dispatchers = Table(
     Column("seen_at", Float(53), nullable=False),
 )
 
-# Webhooks that are still to be delivered, written in the transaction that ends their job.
+# Webhooks that are still to be delivered.
 deliveries = Table(
     "vidgen_deliveries",
     metadata,

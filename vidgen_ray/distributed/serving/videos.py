@@ -13,7 +13,7 @@ from vidgen_ray.distributed.serving.context import Context, Owner, Serving
 from vidgen_ray.distributed.serving.fields import read_body
 from vidgen_ray.distributed.serving.files import send_clip, send_thumbnail
 from vidgen_ray.distributed.serving.jobs import Job
-from vidgen_ray.distributed.serving.openapi import LINKS, form_and_json
+from vidgen_ray.distributed.serving.openapi import EVENTS, LINKS, form_and_json
 from vidgen_ray.distributed.serving.problems import documented, invalid, not_found
 from vidgen_ray.distributed.serving.uploads import remove_files
 from vidgen_ray.distributed.serving.views import DeletedVideo, Video, VideoList, encoded, view
@@ -27,7 +27,7 @@ IdempotencyKey = Annotated[
     ),
 ]
 
-_KNOWN = (401, 403, 404, 503)
+_KNOWN = (401, 403, 404, 422, 503)
 
 
 class _EventStream(StreamingResponse):
@@ -100,8 +100,8 @@ def video_routes() -> APIRouter:
 
     @router.get(
         "/{video_id}/events",
-        response_class=_EventStream,
-        responses=documented(*_KNOWN),
+        response_class=Response,
+        responses={200: {"description": "The stream.", "content": EVENTS}, **documented(*_KNOWN)},
         summary="Follow",
     )
     async def events(video_id: str, context: Serving, owner: Owner) -> _EventStream:

@@ -52,7 +52,8 @@ class QueueHealth(BaseModel):
 
 
 class Health(BaseModel):
-    """`ok`: everything runs. `degraded`: something does not, but the service answers."""
+    """`ok`: everything runs. `starting`: requests may come, clips not yet. `degraded`: something
+    does not run, but the service answers."""
 
     status: Literal["ok", "starting", "degraded"]
     version: str
@@ -137,7 +138,7 @@ class Vitals:
         status: Literal["ok", "starting", "degraded"] = "ok"
         if counts is None or not states <= {"HEALTHY", "UPDATING", "UPSCALING", "DOWNSCALING"}:
             status = "degraded"
-        if not deployments or not self._model.ready:
+        if not deployments or not self._model.ready or any(map(_comes_up, deployments.values())):
             status = "starting"
         return Health(
             status=status,
@@ -150,6 +151,11 @@ class Vitals:
                 capacity=self._arguments.max_queued_jobs,
             ),
         )
+
+
+def _comes_up(deployment: DeploymentHealth) -> bool:
+    """Whether its first replica is still on its way, loading weights perhaps."""
+    return deployment.status == "UPDATING" and not deployment.replicas.get("RUNNING")
 
 
 def _known(counts: dict[str, int]) -> dict[str, int]:

@@ -14,7 +14,7 @@ import time
 
 import httpx
 
-from vidgen_ray.distributed.serving.jobs import Delivery, JobStore
+from vidgen_ray.distributed.serving.deliveries import Deliveries, Delivery
 from vidgen_ray.errors import ConfigError, StoreError
 
 logger = logging.getLogger("ray.serve")
@@ -46,10 +46,10 @@ def sign(key: bytes, event_id: str, timestamp: int, body: str) -> str:
 
 
 class WebhookSender:
-    """Delivers what the store holds due. An answer of 2xx ends a delivery."""
+    """Delivers what is due. An answer of 2xx ends a delivery."""
 
-    def __init__(self, store: JobStore, secret: str | None) -> None:
-        self._store = store
+    def __init__(self, deliveries: Deliveries, secret: str | None) -> None:
+        self._deliveries = deliveries
         self._key = check_secret(secret) if secret else None
         self._awake = asyncio.Event()
 
@@ -64,9 +64,7 @@ class WebhookSender:
         async with httpx.AsyncClient(timeout=_TIMEOUT_S, follow_redirects=False) as client:
             while True:
                 try:
-                    due = await asyncio.to_thread(
-                        self._store.due_deliveries, _AT_ONCE, 2 * _TIMEOUT_S
-                    )
+                    due = await asyncio.to_thread(self._deliveries.due, _AT_ONCE, 2 * _TIMEOUT_S)
                     await asyncio.gather(*(self._deliver(client, item) for item in due))
                 except StoreError as error:
                     logger.error("%s", error)
@@ -93,9 +91,9 @@ class WebhookSender:
             problem = f"{type(error).__name__}: {error}"
         extra = {"video_id": delivery.job_id, "try": delivery.tries}
         if problem is None or delivery.tries > len(BACKOFF_S):
-            await asyncio.to_thread(self._store.end_delivery, delivery.id)
+            await asyncio.to_thread(self._deliveries.end, delivery.id)
             logger.info("webhook %s", problem or "delivered", extra=extra)
         else:
             delay_s = BACKOFF_S[delivery.tries - 1]
-            await asyncio.to_thread(self._store.retry_delivery, delivery.id, delay_s)
+            await asyncio.to_thread(self._deliveries.retry, delivery.id, delay_s)
             logger.warning("webhook failed, will be tried again: %s", problem, extra=extra)
