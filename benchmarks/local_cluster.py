@@ -18,7 +18,7 @@ import httpx
 import psutil
 
 BIN = Path(sys.executable).parent
-_START_TIMEOUT_S = 180.0
+_START_TIMEOUT_S = 300.0
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Node:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    options: list[str]
 
     def kill(self) -> None:
         """SIGKILL to the raylet first, then to all that it leaves behind."""
@@ -150,7 +151,7 @@ class LocalCluster:
             process = subprocess.Popen(
                 command, stdout=file, stderr=file, env=self.environment(), start_new_session=True
             )
-        return Node(name, process, log)
+        return Node(name, process, log, options)
 
     def _within(self, name: str, *command: str) -> None:
         pid = self.workers[name].process.pid
@@ -161,8 +162,15 @@ class LocalCluster:
         while time.monotonic() < end:
             if len(self.nodes()) >= num_nodes:
                 return
+            self._start_again()
             time.sleep(0.5)
         raise TimeoutError(f"{num_nodes} nodes did not start; see {self.folder}/*.log")
+
+    def _start_again(self) -> None:
+        """Start workers that gave up: Ray allows a node 30 s, too few on a busy machine."""
+        for name, node in self.workers.items():
+            if node.process.poll() is not None:
+                self.workers[name] = self._start(name, node.options)
 
     def nodes(self) -> dict[str, dict[str, float]]:
         """Resources of the nodes that live, by id; none when the head does not answer."""

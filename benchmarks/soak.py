@@ -264,12 +264,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     options = parser.parse_args()
-    end = time.monotonic() + options.minutes * 60
     soak = Soak(Path(tempfile.mkdtemp(prefix="vidgen-soak-")), pause_s=20)
     try:
         soak.start()
         cycles = [time.monotonic()]
-        while cycles[-1] < end:
+        while cycles[-1] < cycles[0] + options.minutes * 60:
             cycle(soak)
             cycles.append(time.monotonic())
         soak.finish()

@@ -16,7 +16,7 @@ from PIL import Image
 from vidgen_ray.schema import GenerationRecord, RunStatus
 from vidgen_ray.video_io import read_video
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
 IDS = ["a", "b", "c"]
 LENIENT = [
@@ -62,7 +62,7 @@ class Batch:
         except FileNotFoundError:
             return None
 
-    def wait_for(self, wanted: Callable[[RunStatus], bool], timeout_s: float = 120) -> RunStatus:
+    def wait_for(self, wanted: Callable[[RunStatus], bool], timeout_s: float = 300) -> RunStatus:
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             status = self.status()
