@@ -1,5 +1,6 @@
 """The encoders make what the pipeline itself would make of the same clip and prompt."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,8 @@ def test_the_5b_divides_image_latents_by_the_scale_where_the_small_model_multipl
 ) -> None:
     assert latent_scales(checkpoint) == (0.7, pytest.approx(1 / 0.7))
     embedded = open_checkpoint(ModelConfig(checkpoint="embedded"))
-    assert latent_scales(embedded) == (pytest.approx(0.632851),) * 2
+    config = json.loads((embedded.folder / "vae" / "config.json").read_text())
+    assert latent_scales(embedded) == (pytest.approx(config["scaling_factor"]),) * 2
 
 
 def test_a_damaged_part_is_one_clear_error(checkpoint: Checkpoint, tmp_path: Path) -> None:
