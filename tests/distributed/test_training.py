@@ -272,6 +272,7 @@ def test_a_tracker_that_cannot_start_is_one_clear_error(
         run.train(num_epochs=1, trackers=["wandb"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_follow_the_curve_of_one_that_accumulates_two(run: Run, other: Run) -> None:
     run.train(num_epochs=3, gradient_accumulation_steps=2)

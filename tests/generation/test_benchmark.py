@@ -89,6 +89,7 @@ def test_profiles_are_measured_against_a_plain_call(
     assert "cannot be loaded" in (rows["no/such-pipeline"].error or "")
 
 
+@pytest.mark.slow
 def test_a_profile_in_another_dtype_gets_a_baseline_of_its_own(
     config: Config, request_: GenerationRequest
 ) -> None:

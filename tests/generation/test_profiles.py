@@ -111,7 +111,7 @@ def test_a_kernel_that_is_named_and_missing_is_an_error(
         engine.generate(make_request(config, photo, "flash"))
 
 
-@pytest.mark.parametrize("profile", ["compiled", "fp8"])
+@pytest.mark.parametrize("profile", ["compiled", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_adapters_are_swapped_in_place_and_leave_no_trace(
     engine: Engine,
     config: Config,
