@@ -36,7 +36,7 @@ class Batch:
     def __init__(self, folder: Path, overrides: dict[str, object]) -> None:
         self.folder = folder
         self.output = folder / "out"
-        self._overrides = {**overrides, "generation.num_inference_steps": 300}
+        self._overrides = {**overrides, "generation.num_inference_steps": 900}
         Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(folder / "photo.png")
         rows = [{"id": clip_id, "image": "photo.png", "prompt": "push in"} for clip_id in IDS]
         (folder / "jobs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
