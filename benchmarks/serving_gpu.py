@@ -31,6 +31,15 @@ ROOT = Path(__file__).resolve().parents[1]
 RAY_FOLDER = f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray"
 FULL = {"num_frames": 49, "height": 480, "width": 720}
 IMAGE = ROOT / "data" / "samples" / "sample_image_1.png"
+SPANS = (
+    (
+        "a clip in its Generator",
+        "clip started",
+        "clip made",
+        {"load", "text", "image_encode", "denoise", "decode"},
+    ),
+    ("from made to settled", "clip made", "clip settled", {"score", "save"}),
+)
 ROWS: list[tuple[str, str]] = []
 
 
@@ -112,17 +121,6 @@ def between_clips(url: str, server: int, video_ids: list[str]) -> None:
         note("Generator idle between clips", text)
         early = sum(times[b]["clip started"] < times[a]["clip settled"] for a, b in pairs)
         note("clips begun before the last one was settled", f"{early} of {len(pairs)}")
-
-
-SPANS = (
-    (
-        "a clip in its Generator",
-        "clip started",
-        "clip made",
-        {"load", "text", "image_encode", "denoise", "decode"},
-    ),
-    ("from made to settled", "clip made", "clip settled", {"score", "save"}),
-)
 
 
 def serve_config(options: argparse.Namespace, folder: Path) -> Path:

@@ -11,8 +11,8 @@ def grown(
 ) -> dict[str, Tensor]:
     """`old` in tensors of the sizes of `fresh`, with zeros where it has nothing.
 
-    Of a tensor named in `halves` the first dimension that grows holds two halves (mean and
-    variance, noise and image), and each half grows. Raises ValueError where `old` is larger.
+    Of a tensor named in `halves` the first dimension that grows holds two halves (means,
+    variances), and each half grows. Raises ValueError where `old` is larger.
     """
     return {name: _grown(name, old[name], like, name in halves) for name, like in fresh.items()}
 
