@@ -27,9 +27,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vidgen_ray.config import Config, load_config
+from vidgen_ray.config import Config, Profile, load_config
 from vidgen_ray.generation.benchmark import run_benchmark
 from vidgen_ray.generation.benchmark_page import page, plot, table
+from vidgen_ray.generation.comparison import psnr_db
 from vidgen_ray.generation.engine import Engine
 from vidgen_ray.model.attention import JointAttention, attend, choose_attention, joint_rotary
 from vidgen_ray.model.checkpoint import load_pipeline, open_checkpoint
@@ -44,6 +45,7 @@ Figures = dict[str, Any]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16
+SAMPLES = Path(__file__).parents[1] / "data" / "samples"
 
 # Each differs from one before it in one option, which is that option's gain and price.
 LADDER: dict[str, dict[str, object]] = {
@@ -54,6 +56,22 @@ LADDER: dict[str, dict[str, object]] = {
     "fp8, attention too": {"compile": True, "linears": "fp8", "attention": "flash3_fp8"},
     "fast": {"compile": True, "linears": "fp8", "step_cache": 0.15},
     "exact, VAE compiled": {"compile": True, "compile_vae": True},
+}
+# On the embedded model, against its own bf16 baseline.
+EMBEDDED: dict[str, dict[str, object]] = {
+    "exact": {},
+    "linears fp8": {"linears": "fp8"},
+    "attention fp8": {"attention": "flash3_fp8"},
+    "both fp8": {"linears": "fp8", "attention": "flash3_fp8"},
+    **{
+        f"both fp8, step cache {threshold}": {
+            "linears": "fp8",
+            "attention": "flash3_fp8",
+            "step_cache": threshold,
+        }
+        for threshold in (0.1, 0.15, 0.2, 0.3)
+    },
+    **{f"step cache {threshold}": {"step_cache": threshold} for threshold in (0.1, 0.15, 0.2, 0.3)},
 }
 RANKED: dict[str, dict[str, object]] = {"exact": {"compile": "auto", "vae_tiling": True}}
 PLACEMENTS: dict[str, dict[str, object]] = {
@@ -232,6 +250,55 @@ def memory(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures
     return _benchmark(arguments, say, "bfloat16", PLACEMENTS, baseline=False)
 
 
+def embedded(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
+    """What each option costs the trained model: worst of the sample clips against its own bf16."""
+    base = load_config("nano")
+    fields = [json.loads(line) for line in (SAMPLES / "jobs.jsonl").read_text().splitlines()]
+    fields = [{**row, "image": str(SAMPLES / row["image"])} for row in fields]
+    if arguments.size == "tiny":
+        fields = [{**row, "num_inference_steps": 2} for row in fields[:1]]
+    requests = [resolve_request(row, base) for row in fields if not row.get("lora")]
+    figures: Figures = {}
+    engine = Engine(base)
+    for num_steps in (20, 50):
+        wanted = [
+            request.model_copy(update={"num_inference_steps": num_steps})
+            if arguments.size == "full"
+            else request
+            for request in requests
+        ]
+        engine.config = base
+        expected = [engine.generate(request) for request in wanted]
+        for name, options in EMBEDDED.items():
+            profile = Profile.model_validate(options)
+            engine.config = base.model_copy(update={"profiles": {"tried": profile}})
+            update = {"mode": "optimized", "profile": "tried"}
+            label = f"{num_steps} steps, {name}"
+            try:
+                made = [engine.generate(r.model_copy(update=update)) for r in wanted]
+            except Exception as problem:
+                say(f"{label}: {_first_line(problem)}")
+                figures[label] = {"error": _first_line(problem)}
+                continue
+            pairs = list(zip(made, expected, strict=True))
+            errors = [
+                float((one.latents - other.latents).norm() / other.latents.norm())
+                for one, other in pairs
+            ]
+            psnr = [psnr_db(one.video.frames, other.video.frames) or 99.0 for one, other in pairs]
+            computed = [
+                one.model.acceleration.num_computed_steps if one.model.acceleration else num_steps
+                for one in made
+            ]
+            say(
+                f"{label}: latents median {statistics.median(errors):.4f}, most {max(errors):.4f}; "
+                f"PSNR median {statistics.median(psnr):.1f}, least {min(psnr):.1f} dB; "
+                f"computed {min(computed)} to {max(computed)}"
+            )
+            figures[label] = {"latents": errors, "psnr_db": psnr, "computed": computed}
+    return figures
+
+
 def startup(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
     """From process start to the end of the first step, with nothing compiled and with the cache."""
     figures: Figures = {}
@@ -383,6 +450,7 @@ PARTS = {
     "profiles": profiles,
     "vae": vae,
     "startup": startup,
+    "embedded": embedded,
     "memory": memory,
     "fp16": fp16,
     "lora": lora,

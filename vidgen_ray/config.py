@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -24,8 +25,10 @@ from vidgen_ray.errors import ConfigError
 
 Mode = Literal["baseline", "optimized"]
 Dtype = Literal["float16", "bfloat16", "float32"]
+# `auto` becomes bfloat16 where there is a GPU or the CPU multiplies it, else float32.
+DtypeSetting = Annotated[Dtype, BeforeValidator(lambda value: _fitting_dtype(value))]
 Offload = Literal["auto", "none", "text", "model", "sequential", "group"]
-Attention = Literal["auto", "native", "cudnn", "flash3", "flash3_fp8"]
+Attention = Literal["auto", "auto_fp8", "native", "cudnn", "flash3", "flash3_fp8"]
 Linears = Literal["exact", "fp8", "fp8_weights"]
 Scheduler = Literal["dpm", "ddim", "checkpoint"]
 
@@ -87,7 +90,7 @@ class ModelConfig(Section):
 
     checkpoint: str = "zai-org/CogVideoX-5b-I2V"
     revision: str | None = None
-    dtype: Dtype = "float16"
+    dtype: DtypeSetting = "float16"
     device: Literal["auto", "cuda", "cpu"] = "auto"
     scheduler: Scheduler = "dpm"
     offload: Offload = "auto"
@@ -106,11 +109,11 @@ class Profile(Section):
     """
 
     num_inference_steps: int | None = Field(None, ge=1, le=1000)
-    dtype: Dtype | None = None
+    dtype: DtypeSetting | None = None
     scheduler: Scheduler | None = None
     offload: Offload | None = None
     vae_tiling: bool | Literal["auto"] | None = None
-    attention: Attention = "auto"  # auto never picks fp8, which changes the picture
+    attention: Attention = "auto"  # only auto_fp8 picks fp8, which changes the picture
     compile: bool | Literal["auto"] = False  # the transformer's blocks; auto: on a GPU
     compile_vae: bool | Literal["auto"] = False
     linears: Linears = "exact"  # fp8_weights: stored in 8 bits, multiplied in dtype
@@ -131,6 +134,8 @@ class QualityConfig(Section):
     max_disorder: float = Field(0.9, ge=0.0)  # disorder - motion_coherence / 2; shuffled is 1
     max_cut_strength: float = Field(0.55, ge=0.0)  # of 1
     max_still_fraction: float = Field(0.45, ge=0.0, le=1.0)  # of the clip, in one stretch
+    # dB at 40 lines; 0 for an adapter that changes the look from the first frame
+    min_image_match_db: float = Field(28.0, ge=0.0)
     allow_static: bool = False  # accept still images and clips that freeze
 
 
@@ -169,7 +174,7 @@ class EncodingConfig(Section):
     training draws one; 0 for a model that was trained on clean images.
     """
 
-    dtype: Dtype = "bfloat16"
+    dtype: DtypeSetting = "bfloat16"
     num_noised_images: int = Field(2, ge=0, le=64)
     max_video_gb: float = Field(4.0, gt=0)  # of 1e9 bytes, the file
     skip_marks: list[str] = []  # leave out clips that `dataset check` marked with one of these
@@ -312,6 +317,26 @@ def describe(error: ValidationError) -> list[str]:
             rule = problem["msg"][0].lower() + problem["msg"][1:]
             lines.append(f"{field}: {rule}, got {_short(value)}")
     return lines
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU of this machine has instructions that multiply bfloat16.
+
+    Without them a convolution takes hundreds of times as long as in float32 (oneDNN's reference).
+    """
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def _fitting_dtype(value: Any) -> Any:
+    if value != "auto":
+        return value
+    has_gpu = Path("/dev/nvidiactl").exists()
+    return "bfloat16" if has_gpu or cpu_has_bfloat16() else "float32"
 
 
 def shipped_configs() -> list[str]:

@@ -123,6 +123,8 @@ class TemporalScore(Section):
     turns back every frame 1. Constants are in `parameters`. The score cannot see flicker or new
     texture: the fields below can. Lengths are px of a picture 480 px high, brightness is in grey
     levels of 255, and a field is None where the clip is too short or nothing could be matched.
+    `image_match_db` is the PSNR of the first frame against the conditioning image, both made small
+    (`generation/image_match.py`); None for a clip that was scored without its image.
     """
 
     score: float = Field(ge=0.0, le=1.0)
@@ -141,6 +143,7 @@ class TemporalScore(Section):
     changed_fraction: float  # of the picture that changes at any time
     still_fraction: float  # of the clip, the longest stretch in which nothing changes
     is_static: bool
+    image_match_db: float | None = None
     parameters: dict[str, float | int | str | bool] = {}
 
 

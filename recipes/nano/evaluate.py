@@ -71,6 +71,7 @@ class ClipResult:
     move: str
     recognised: str
     first_frame_psnr_db: float
+    image_match_db: float | None
     first_sharpness: float
     last_sharpness: float
     last_frame_psnr_db: float
@@ -133,7 +134,7 @@ def _make_and_measure(
     seconds = time.perf_counter() - started
     frames, photo = generation.video.frames, generation.image.pixels
     last = _true_last_frame(path, move, speed, frames.shape)
-    score = score_video(generation.video, torch.get_num_threads())
+    score = score_video(generation.video, torch.get_num_threads(), photo)
     verdict, reasons = judge(score, config.quality)
     result = ClipResult(
         photo=path.name,
@@ -141,6 +142,7 @@ def _make_and_measure(
         move=move,
         recognised=recognise(frames)[0],
         first_frame_psnr_db=round(_psnr(frames[0], photo), 2),
+        image_match_db=score.image_match_db,
         first_sharpness=round(_sharpness(frames[0]) / _sharpness(photo), 3),
         last_sharpness=round(_sharpness(frames[-1]) / _sharpness(last), 3),
         last_frame_psnr_db=round(_psnr(frames[-1], last), 2),

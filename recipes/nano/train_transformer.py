@@ -65,7 +65,7 @@ def train(
     student = Student(recipe)
     if start:
         student.load(start)
-    student.to(ranks.device, torch.bfloat16)
+    student.to(ranks.device, ranks.dtype)
     if ranks.device.type == "cuda":
         for block in student.transformer.transformer_blocks:
             block.compile(dynamic=False)
@@ -169,7 +169,7 @@ def velocity_losses(
     condition = torch.zeros_like(noisy)
     condition[:, 0] = image_latents
     predicted = transformer(
-        hidden_states=torch.cat([noisy, condition], dim=2).bfloat16(),
+        hidden_states=torch.cat([noisy, condition], dim=2).to(transformer.dtype),
         encoder_hidden_states=prompt_embeds,
         timestep=timesteps,
         image_rotary_emb=_rotary_positions(transformer, latents),
@@ -262,13 +262,14 @@ class _Clips:
     def __post_init__(self) -> None:
         device = self.ranks.device
         self.crops = training_crops(self.photos, self.recipe, device)
-        vae = AutoencoderKLCogVideoX.from_pretrained(self.vae_folder).to(device, torch.bfloat16)
+        vae = AutoencoderKLCogVideoX.from_pretrained(self.vae_folder).to(device, self.ranks.dtype)
         self.vae = make_fast(vae).eval().requires_grad_(False)
         kept, channels = self.recipe.transformer.clips_kept, vae.config.latent_channels
         frames = (self.recipe.num_frames - 1) // 4 + 1
         picture = (channels, self.recipe.height // 8, self.recipe.width // 8)
-        self.latents = torch.empty(kept, frames, *picture, dtype=torch.bfloat16, device=device)
-        self.image_latents = torch.empty(kept, *picture, dtype=torch.bfloat16, device=device)
+        dtype = self.ranks.dtype
+        self.latents = torch.empty(kept, frames, *picture, dtype=dtype, device=device)
+        self.image_latents = torch.empty(kept, *picture, dtype=dtype, device=device)
         self.labels = torch.zeros(kept, dtype=torch.long, device=device)
 
     def catch_up(self, step: int) -> None:
@@ -298,7 +299,7 @@ class _Clips:
                 (self.recipe.seed * 7_368_787 + self.num_made) * self.ranks.count + self.ranks.rank
             )
             pixels, labels = _render_clips(self.crops, count, self.recipe)
-            latents, image_latents = self._encode(pixels.bfloat16())
+            latents, image_latents = self._encode(pixels.to(self.vae.dtype))
         places = torch.arange(self.num_made, self.num_made + count) % len(self.labels)
         places = places.to(self.labels.device)
         self.latents[places] = latents

@@ -61,7 +61,7 @@ def train(
     vae = make_vae(recipe)
     if start:
         begin_with(vae, start)
-    make_fast(vae).to(ranks.device, torch.bfloat16)
+    make_fast(vae).to(ranks.device, ranks.dtype)
     crops = training_crops(photos, recipe, ranks.device)
     weights = MasterWeights(dict(vae.named_parameters()), learning_rate=recipe.vae.learning_rate)
     run = TrainingRun(output, weights, ranks, recipe.vae.num_steps, recipe.seed, limit_s)
@@ -149,13 +149,13 @@ def _objective(
     vae: AutoencoderKLCogVideoX, pixels: Tensor, texture: float
 ) -> tuple[Tensor, Tensor]:
     """The loss, and the mean square error per value in -1..1, of [count, 3, frames, h, w]."""
-    mean, log_variance = vae._encode(pixels.bfloat16()).float().chunk(2, dim=1)
+    mean, log_variance = vae._encode(pixels.to(vae.dtype)).float().chunk(2, dim=1)
     log_variance = log_variance.clamp(-30, 20)
     latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
     strength = MAX_LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, 1, device=latents.device)
     latents = latents + strength * torch.randn_like(latents)
     latents, target = _some_warped(latents, pixels)
-    decoded = vae._decode(latents.bfloat16()).sample.float()
+    decoded = vae._decode(latents.to(vae.dtype)).sample.float()
     loss = reconstruction_loss(decoded, target, texture=texture)
     loss = loss + KL_WEIGHT * 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
     if mean.shape[2] > 1:  # the last clip of a batch stands still

@@ -39,6 +39,11 @@ class Ranks:
         return cls(rank, count, device or torch.device("cpu"))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """bf16 on a GPU; many a CPU takes seconds for a convolution in it."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    @property
     def first(self) -> bool:
         return self.rank == 0
 

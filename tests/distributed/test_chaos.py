@@ -13,21 +13,13 @@ import psutil
 import pytest
 from PIL import Image
 
+from benchmarks.mixed_load import LENIENT
 from vidgen_ray.schema import GenerationRecord, RunStatus
 from vidgen_ray.video_io import read_video
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
 IDS = ["a", "b", "c"]
-LENIENT = [
-    "quality.min_temporal_score=0",
-    "quality.max_flicker=9",
-    "quality.max_texture_change=999",
-    "quality.max_disorder=99",
-    "quality.max_wobble_px=999",
-    "quality.max_cut_strength=99",
-    "quality.allow_static=true",
-]
 
 
 class Batch:
@@ -36,14 +28,18 @@ class Batch:
     def __init__(self, folder: Path, overrides: dict[str, object]) -> None:
         self.folder = folder
         self.output = folder / "out"
-        self._overrides = {**overrides, "generation.num_inference_steps": 900}
+        self._overrides = {
+            **overrides,
+            **LENIENT,
+            "generation.num_inference_steps": 900,
+        }
         Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(folder / "photo.png")
         rows = [{"id": clip_id, "image": "photo.png", "prompt": "push in"} for clip_id in IDS]
         (folder / "jobs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def start(self, *more: str) -> subprocess.Popen[str]:
         settings = [f"{name}={json.dumps(value)}" for name, value in self._overrides.items()]
-        sets = [word for setting in [*settings, *LENIENT, *more] for word in ("--set", setting)]
+        sets = [word for setting in [*settings, *more] for word in ("--set", setting)]
         command = [sys.executable, "-m", "vidgen_ray", "batch", str(self.folder / "jobs.jsonl")]
         return subprocess.Popen(
             [*command, "--config", "nano", "--output", str(self.output), *sets],

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import yaml
 
+from benchmarks.mixed_load import LENIENT
 from vidgen_ray.config import load_config
 from vidgen_ray.schema import GenerationRecord, RunStatus, Video
 from vidgen_ray.video_io import write_video
@@ -26,21 +27,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
 REPOSITORY = Path(__file__).parents[2]
-LENIENT = [
-    "quality.min_temporal_score=0",
-    "quality.max_texture_change=999",
-    "quality.max_disorder=99",
-    "quality.max_wobble_px=999",
-    "quality.max_cut_strength=99",
-    "quality.max_flicker=9",
-    "quality.allow_static=true",
-]
 
 
 @pytest.fixture
 def sets(tiny_overrides: dict[str, object]) -> list[str]:
-    settings = [f"{name}={json.dumps(value)}" for name, value in tiny_overrides.items()]
-    return [word for setting in [*settings, *LENIENT] for word in ("--set", setting)]
+    values = {**tiny_overrides, **LENIENT}
+    settings = [f"{name}={json.dumps(value)}" for name, value in values.items()]
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 def test_jobs_images_and_results_on_s3(photo: Path, sets: list[str], s3_bucket: str) -> None:

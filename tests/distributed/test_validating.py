@@ -9,6 +9,7 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from benchmarks.mixed_load import LENIENT
 from vidgen_ray.config import Config, LoRA, load_config
 from vidgen_ray.distributed.validating import ValidationArguments, run_validation
 from vidgen_ray.errors import RequestError
@@ -59,17 +60,8 @@ def validate(
 
 def lenient(config: Config) -> Config:
     """A model that is not trained makes noise: every verdict but the score's is switched off."""
-    quality = config.quality.model_copy(
-        update={
-            "min_temporal_score": 0.0,
-            "max_flicker": 1e9,
-            "max_texture_change": 1e9,
-            "max_wobble_px": 1e9,
-            "max_disorder": 1e9,
-            "max_cut_strength": 1.0,
-            "allow_static": True,
-        }
-    )
+    settings = {name.removeprefix("quality."): value for name, value in LENIENT.items()}
+    quality = config.quality.model_copy(update=settings)
     return config.model_copy(update={"quality": quality})
 
 

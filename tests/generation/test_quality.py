@@ -23,6 +23,7 @@ GOOD = TemporalScore(
     changed_fraction=0.6,
     still_fraction=0.0,
     is_static=False,
+    image_match_db=38.0,
 )
 
 
@@ -46,6 +47,7 @@ def test_steady_clip_is_accepted_without_reasons() -> None:
         ({"cut_strength": 0.8}, "changes to another one between two frames"),
         ({"is_static": True, "changed_fraction": 0.0}, "never changes"),
         ({"still_fraction": 0.6}, "stands still for 60% of the clip"),
+        ({"image_match_db": 22.4}, "not the photo: they agree to 22.4 dB, below 28 dB"),
     ],
 )
 def test_each_defect_is_rejected_in_plain_words(measured: dict[str, object], words: str) -> None:
@@ -85,6 +87,7 @@ def test_what_could_not_be_measured_is_no_reason() -> None:
         texture_change=None,
         disorder=None,
         cut_strength=None,
+        image_match_db=None,
     )
     assert judge(short, QualityConfig()) == ("accepted", [])
 
@@ -107,6 +110,7 @@ def test_still_clips_pass_where_they_are_allowed() -> None:
         ([clip(score=1.0, is_static=True), clip(score=0.4)], 1),
         ([clip(score=0.9, cut_strength=0.9), clip(score=0.4)], 1),
         ([clip(score=0.8, texture_change=12.0), clip(score=0.5)], 1),
+        ([clip(score=0.9, image_match_db=12.0), clip(score=0.5)], 1),
         ([clip(score=0.5), clip(score=0.5)], 0),
         ([None, None], 0),
     ],

@@ -41,7 +41,8 @@ def test_a_block_gives_what_it_gives_in_diffusers(compiled: bool) -> None:
 
 
 def test_auto_falls_back_to_what_the_machine_has_and_a_named_kernel_does_not() -> None:
-    assert choose_attention("auto", CPU, "bfloat16") == ("native", None)
+    for name in ("auto", "auto_fp8"):
+        assert choose_attention(name, CPU, "bfloat16") == ("native", None)  # type: ignore[arg-type]
     for name in ("cudnn", "flash3", "flash3_fp8"):
         with pytest.raises(ConfigError, match=f"attention: {name} needs an NVIDIA GPU; or use"):
             choose_attention(name, CPU, "bfloat16")  # type: ignore[arg-type]

@@ -31,6 +31,7 @@ from vidgen_ray.cli.training import encode, train
 from vidgen_ray.cli.validate import validate
 from vidgen_ray.config import load_config, parse_overrides
 from vidgen_ray.errors import ConfigError, DatasetError, Interrupted, RequestError, VidgenError
+from vidgen_ray.image_io import Fit
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -154,6 +155,10 @@ def score(
     videos: Annotated[list[str], typer.Argument(help="Video files or fsspec addresses.")],
     config: ConfigOption = "nano",
     max_frames: Annotated[int | None, typer.Option(help="Score this many frames at most.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="The photo that every clip begins with, to compare.")
+    ] = None,
+    image_fit: Annotated[Fit, typer.Option(help="How the photo was made to fit.")] = "crop",
 ) -> None:
     """Print temporal scores and verdicts as JSON, one object a line.
 
@@ -162,13 +167,18 @@ def score(
     quality = load_config(config).quality
     from vidgen_ray.generation.quality import judge
     from vidgen_ray.generation.scoring import score_video
+    from vidgen_ray.image_io import read_image
     from vidgen_ray.video_io import read_video
 
     exit_code = 0
     for name in videos:
         try:
             video = read_video(name, max_frames=max_frames)
-            measured = score_video(video, num_threads=os.cpu_count() or 1)
+            photo = None
+            if image is not None:
+                height, width = video.frames.shape[1:3]
+                photo = read_image(image, height=height, width=width, fit=image_fit).pixels
+            measured = score_video(video, os.cpu_count() or 1, photo)
         except VidgenError as error:
             _errors.print(f"{name}: {error}", highlight=False, markup=False, soft_wrap=True)
             exit_code = 2

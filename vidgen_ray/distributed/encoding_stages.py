@@ -25,7 +25,7 @@ from vidgen_ray.errors import ConfigError, RequestError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.image_io import fit_pixels, read_image
 from vidgen_ray.model.checkpoint import open_checkpoint
-from vidgen_ray.model.device import choose_device, is_out_of_memory, num_cores
+from vidgen_ray.model.device import choose_device, is_out_of_memory, use_cpu
 from vidgen_ray.model.encoders import PromptEncoder, VideoEncoder
 from vidgen_ray.schema import Clip, derive_seed
 from vidgen_ray.training.shards import (
@@ -238,5 +238,5 @@ def _device(config: Config) -> torch.device:
     """The device of a worker; a CPU is used whole."""
     device = choose_device(config.model.device)
     if device.type == "cpu":
-        torch.set_num_threads(config.model.cpu_threads or num_cores())
+        use_cpu(config.model.cpu_threads, config.encoding.dtype)
     return device

@@ -87,7 +87,8 @@ def score(row: Row, run: Run) -> Row:
     def work(row: Row, record: GenerationRecord) -> tuple[Row, GenerationRecord]:
         num_threads = max(1, int(run.config.batch.num_cpus_per_score))
         video = _video(row, record)
-        return row, attempts.with_score(record, video, run.config.quality, num_threads)
+        quality = run.config.quality
+        return row, attempts.with_score(record, video, row["image"], quality, num_threads)
 
     return guard("score", work, row, run)
 

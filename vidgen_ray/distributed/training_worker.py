@@ -28,6 +28,7 @@ from vidgen_ray.model.device import (
     is_out_of_memory,
     matmul_flops,
     num_cores,
+    use_cpu,
 )
 from vidgen_ray.model.encoders import latent_scales
 from vidgen_ray.model.lora import LoraTransformer
@@ -93,7 +94,8 @@ def _train(job: WorkerJob) -> None:
         device = ray.train.torch.get_device() if ray.is_initialized() else torch.device("cuda:0")
         torch.cuda.set_device(device)  # for this thread; samples are made on it, too
     else:
-        torch.set_num_threads(max(1, num_cores() // context.get_local_world_size()))
+        num_threads = max(1, num_cores() // context.get_local_world_size())
+        use_cpu(num_threads, config.model.dtype)
     checkpoint = open_checkpoint(config.model)
     clips = EncodedClips(job.latents)
     store = ArtifactStore(job.output)

@@ -8,6 +8,8 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vidgen_ray.config import QualityConfig
 from vidgen_ray.generation.artifacts import ArtifactStore, attempt_name
 from vidgen_ray.generation.quality import best_attempt, judge
@@ -77,15 +79,19 @@ def with_generation(record: GenerationRecord, generation: "Generation") -> Gener
 
 
 def with_score(
-    record: GenerationRecord, video: Video, quality: QualityConfig, num_threads: int
+    record: GenerationRecord,
+    video: Video,
+    image: np.ndarray,
+    quality: QualityConfig,
+    num_threads: int,
 ) -> GenerationRecord:
-    """The record with the clip's score and verdict.
+    """The record with the clip's score and verdict. `image` is the conditioning image's pixels.
 
     A clip that cannot be scored is rejected with the reason, so that a person looks at it.
     """
     start = time.perf_counter()
     try:
-        score = score_video(video, num_threads)
+        score = score_video(video, num_threads, image)
         verdict, reasons = judge(score, quality)
     except Exception as error:  # the clip is there, whatever became of its score
         score, verdict = None, "retry"

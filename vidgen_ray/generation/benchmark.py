@@ -31,6 +31,7 @@ from vidgen_ray.model.device import (
     num_cores,
     peak_vram_gb,
     reset_peak_vram,
+    use_cpu,
 )
 from vidgen_ray.model.flops import ClipFlops, count_flops, matrix_rate
 from vidgen_ray.model.stock import call_stock, load_alternative, load_stock
@@ -66,6 +67,7 @@ class Contestant:
 
     name: str
     request: GenerationRequest
+    image: np.ndarray  # the conditioning image, uint8 [height, width, 3]
     dtype: Dtype
     start: Callable[[], Callable[[], Clip]]
 
@@ -92,7 +94,7 @@ def run_benchmark(
     checkpoint.check_request(request)
     device = choose_device(config.model.device)
     if device.type == "cpu":
-        torch.set_num_threads(config.model.cpu_threads or num_cores())
+        use_cpu(config.model.cpu_threads, config.model.dtype)
     contestants = _contestants(
         config, checkpoint, device, request, profiles, baseline, alternatives
     )
@@ -149,7 +151,7 @@ def _contestants(
     """The baseline in every dtype that is needed, then the profiles, then the others."""
     image = read_image(
         request.image, height=request.height, width=request.width, fit=request.image_fit
-    )
+    ).pixels
     dtypes: list[Dtype] = [config.model.dtype]
     accelerated = []
     for name in profiles:
@@ -162,17 +164,17 @@ def _contestants(
         dtype = requested_options(config.model, profile).dtype
         dtypes.append(dtype)
         start = _engine(config, wanted)
-        accelerated.append(Contestant(name, wanted, dtype, start))
+        accelerated.append(Contestant(name, wanted, image, dtype, start))
 
     def stock(dtype: Dtype) -> Contestant:
         name = BASELINE if dtype == config.model.dtype else f"{BASELINE} {dtype}"
         load = lambda: load_stock(checkpoint, dtype, device)  # noqa: E731
-        return Contestant(name, request, dtype, _plain(load, request, image.pixels, device))
+        return Contestant(name, request, image, dtype, _plain(load, request, image, device))
 
     def other(name: str) -> Contestant:
         dtype = config.model.dtype
         load = lambda: load_alternative(name, dtype, device)  # noqa: E731
-        return Contestant(name, request, dtype, _plain(load, request, image.pixels, device))
+        return Contestant(name, request, image, dtype, _plain(load, request, image, device))
 
     plain = [stock(dtype) for dtype in dict.fromkeys(dtypes)] if baseline else []
     return plain + accelerated + [other(name) for name in alternatives]
@@ -236,7 +238,8 @@ def _measure(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     clip = clips[-1]
-    score = score_video(Video(clip.frames, contestant.request.fps), num_cores())
+    video = Video(clip.frames, contestant.request.fps)
+    score = score_video(video, num_cores(), contestant.image)
     verdict, _ = judge(score, config.quality)
     model = clip.model
     accelerated = model.acceleration if model else None

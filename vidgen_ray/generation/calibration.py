@@ -117,4 +117,5 @@ def _try(
 
 
 def _verdict(made: Generation, config: Config) -> str:
-    return judge(score_video(made.video, num_cores()), config.quality)[0]
+    score = score_video(made.video, num_cores(), made.image.pixels)
+    return judge(score, config.quality)[0]

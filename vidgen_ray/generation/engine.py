@@ -35,7 +35,7 @@ from vidgen_ray.model.device import (
     choose_device,
     describe_device,
     is_out_of_memory,
-    num_cores,
+    use_cpu,
 )
 from vidgen_ray.model.parallel import Ranks
 from vidgen_ray.model.positions import positions_for
@@ -91,8 +91,10 @@ class Engine:
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
         self._choices: dict[tuple[Profile | None, int], Options] = {}
-        if config.model.cpu_threads or self.device.type == "cpu":
-            torch.set_num_threads(config.model.cpu_threads or num_cores())
+        if self.device.type == "cpu":
+            use_cpu(config.model.cpu_threads, config.model.dtype)
+        elif config.model.cpu_threads:
+            torch.set_num_threads(config.model.cpu_threads)
 
     def load(self) -> float:
         """Load the weights that a plain request needs; seconds taken. Raises ConfigError."""

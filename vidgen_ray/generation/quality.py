@@ -1,4 +1,4 @@
-"""The verdict on a clip from its temporal score, with reasons that a person can act on."""
+"""The verdict on a clip from its measurements, with reasons that a person can act on."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -6,6 +6,7 @@ from typing import Literal
 from vidgen_ray.config import QualityConfig
 from vidgen_ray.schema import TemporalScore
 
+ALIKE_DB = 30.0  # from here a first frame is as good as its photo
 ALTERNATING_DISORDER = 1.25  # chance gives 1, and 1.2 at most to a shuffled clip of 20 frames
 
 
@@ -22,7 +23,7 @@ def judge(
 
 def best_attempt(scores: Sequence[TemporalScore | None]) -> int:
     """Index of the rejected attempt to keep: a moving clip before a still one, one scene before
-    two, then the steadiest.
+    two, then the steadiest and most like its photo.
 
     None stands for an attempt that could not be scored, and loses to any other. The earliest of
     equals wins. `scores` must not be empty.
@@ -35,11 +36,14 @@ def _worth(score: TemporalScore | None) -> tuple[float, ...]:
         return (0.0,)
     unsteadiness = (score.texture_change or 0.0) + 100 * (score.flicker or 0.0)
     one_scene = 1 - round(score.cut_strength or 0.0)
-    return 1.0, float(not score.is_static), float(one_scene), score.score / (1 + unsteadiness)
+    match = ALIKE_DB if score.image_match_db is None else score.image_match_db
+    merit = score.score * min(match, ALIKE_DB) / (1 + unsteadiness)
+    return 1.0, float(not score.is_static), float(one_scene), merit
 
 
 def _reasons(score: TemporalScore, quality: QualityConfig) -> list[str | None]:
     return [
+        _is_another_picture(score, quality),
         _is_still(score, quality),
         _is_cut(score, quality),
         _is_disordered(score, quality),
@@ -47,6 +51,15 @@ def _reasons(score: TemporalScore, quality: QualityConfig) -> list[str | None]:
         _flickers(score, quality),
         _boils(score, quality),
     ]
+
+
+def _is_another_picture(score: TemporalScore, quality: QualityConfig) -> str | None:
+    if score.image_match_db is None or score.image_match_db >= quality.min_image_match_db:
+        return None
+    return (
+        f"the first frame is not the photo: they agree to {score.image_match_db:.1f} dB, below "
+        f"{quality.min_image_match_db:g} dB"
+    )
 
 
 def _is_still(score: TemporalScore, quality: QualityConfig) -> str | None:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidgen_ray.errors import RequestError
+from vidgen_ray.generation.image_match import image_match_db
 from vidgen_ray.schema import TemporalScore, Video
 
 Bytes = NDArray[np.uint8]
@@ -66,20 +67,26 @@ CHUNK = 64  # pairs whose flow is held in memory, about 2 MB each
 _engines = threading.local()
 
 
-def score_video(video: Video, num_threads: int = 1) -> TemporalScore:
+def score_video(
+    video: Video, num_threads: int = 1, image: np.ndarray | None = None
+) -> TemporalScore:
     """Measure `video`; any `num_threads` gives the same result. See TemporalScore for units.
 
-    Takes about 9 core-seconds for 49 frames of 480x720. Raises RequestError unless the frames are
-    uint8 [num_frames >= 2, height >= 16, width >= 16, 3].
+    `image` is the conditioning image, uint8 [height, width, 3], where it is at hand. Takes about 9
+    core-seconds for 49 frames of 480x720. Raises RequestError unless the frames are uint8
+    [num_frames >= 2, height >= 16, width >= 16, 3].
     """
     _check(video.frames)
     opencv_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
         with ThreadPoolExecutor(max(1, num_threads)) as pool:
-            return _measure(video.frames, lambda work, items: list(pool.map(work, items)))
+            score = _measure(video.frames, lambda work, items: list(pool.map(work, items)))
     finally:
         cv2.setNumThreads(opencv_threads)
+    if image is None:
+        return score
+    return score.model_copy(update={"image_match_db": image_match_db(video.frames[0], image)})
 
 
 @dataclass(frozen=True)

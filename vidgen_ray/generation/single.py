@@ -58,7 +58,9 @@ def generate_clip(
         record = attempts.with_image(attempts.begin(request, attempt, digest, _run_id()), image)
         generation = engine.generate(attempts.seeded_request(record), on_step, image=image)
         record = attempts.with_generation(record, generation)
-        record = attempts.with_score(record, generation.video, config.quality, os.cpu_count() or 1)
+        record = attempts.with_score(
+            record, generation.video, image.pixels, config.quality, os.cpu_count() or 1
+        )
         final = attempts.settle(store, record, generation.video, config.quality.max_attempts)
     return final
 

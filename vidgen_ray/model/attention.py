@@ -31,7 +31,7 @@ _FLOAT8 = torch.float8_e4m3fn
 def choose_attention(
     wanted: Attention, device: torch.device, dtype: Dtype
 ) -> tuple[EffectiveAttention, str | None]:
-    """The kernel to use, and a note where `auto` had to do without the best one.
+    """The kernel to use, and a note where an `auto` had to do without the best one.
 
     On an H200 FlashAttention-3 is the fastest in bf16, which it has no fp16 for, and cuDNN in fp16.
     Raises ConfigError where a kernel that was named cannot run here.
@@ -39,6 +39,12 @@ def choose_attention(
     problems = {
         name: _problem(name, device, dtype) for name in ("native", "cudnn", "flash3", "flash3_fp8")
     }
+    if wanted == "auto_fp8":
+        if problems["flash3_fp8"] is None:
+            return "flash3_fp8", None
+        found, note = choose_attention("auto", device, dtype)
+        missing = f"attention: {found}, flash3_fp8 {problems['flash3_fp8']}"
+        return found, note or (None if device.type == "cpu" else missing)
     if wanted != "auto":
         if problems[wanted]:
             raise ConfigError(f"attention: {wanted} {problems[wanted]}; or use auto")

@@ -52,7 +52,8 @@ class Scorer:
             assert record.request is not None
             video = Video(made.frames, record.request.fps)
             num_threads = self._arguments.num_cpus_per_score
-            record = attempts.with_score(record, video, self._quality, num_threads)
+            assert made.image is not None
+            record = attempts.with_score(record, video, made.image, self._quality, num_threads)
         if made.image is not None:
             self._artifacts.write_thumbnail(record.id, made.image)
         final = attempts.settle(self._artifacts, record, video, self._quality.max_attempts)
