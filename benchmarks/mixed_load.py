@@ -27,6 +27,7 @@ LENIENT = {
     "quality.max_disorder": 99,
     "quality.max_wobble_px": 999,
     "quality.max_cut_strength": 99,
+    "quality.max_patch_grid": 1,
     "quality.min_image_match_db": 0,
     "quality.allow_static": True,
 }

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from vidgen_ray.cli import main
 from vidgen_ray.schema import GenerationRecord, Video
@@ -89,6 +90,14 @@ def test_score_prints_json_lines_and_names_what_it_cannot_read(tmp_path: Path) -
     assert "Traceback" not in result.stderr
     assert vidgen("score", names[0]).returncode == 0
     assert vidgen("score", names[0], names[1]).returncode == 3
+    photos = [tmp_path / name for name in ("own.png", "other.png")]
+    for path, pixels in zip(photos, (frames[0], frames[0][::-1]), strict=True):
+        Image.fromarray(pixels).save(path)
+    own, other = (vidgen("score", names[0], "--image", photo) for photo in photos)
+    assert own.returncode == 0
+    assert json.loads(own.stdout)["image_match_db"] > 30
+    assert other.returncode == 3
+    assert "the first frame is not the photo" in other.stdout
 
 
 def test_doctor_says_whether_a_clip_can_be_made(sets: list[str], tmp_path: Path) -> None:

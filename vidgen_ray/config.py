@@ -134,6 +134,7 @@ class QualityConfig(Section):
     max_disorder: float = Field(0.9, ge=0.0)  # disorder - motion_coherence / 2; shuffled is 1
     max_cut_strength: float = Field(0.55, ge=0.0)  # of 1
     max_still_fraction: float = Field(0.45, ge=0.0, le=1.0)  # of the clip, in one stretch
+    max_patch_grid: float = Field(0.04, ge=0.0, le=1.0)  # of the detail
     # dB at 40 lines; 0 for an adapter that changes the look from the first frame
     min_image_match_db: float = Field(28.0, ge=0.0)
     allow_static: bool = False  # accept still images and clips that freeze
@@ -332,11 +333,15 @@ def cpu_has_bfloat16() -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
+def has_nvidia_gpu() -> bool:
+    """Whether the driver of an NVIDIA GPU is there, without asking it."""
+    return Path("/dev/nvidiactl").exists()
+
+
 def _fitting_dtype(value: Any) -> Any:
     if value != "auto":
         return value
-    has_gpu = Path("/dev/nvidiactl").exists()
-    return "bfloat16" if has_gpu or cpu_has_bfloat16() else "float32"
+    return "bfloat16" if has_nvidia_gpu() or cpu_has_bfloat16() else "float32"
 
 
 def shipped_configs() -> list[str]:

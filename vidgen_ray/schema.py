@@ -143,6 +143,7 @@ class TemporalScore(Section):
     changed_fraction: float  # of the picture that changes at any time
     still_fraction: float  # of the clip, the longest stretch in which nothing changes
     is_static: bool
+    patch_grid: float | None = None  # share of the detail, see generation/patch_grid.py
     image_match_db: float | None = None
     parameters: dict[str, float | int | str | bool] = {}
 

@@ -72,6 +72,7 @@ class ClipResult:
     recognised: str
     first_frame_psnr_db: float
     image_match_db: float | None
+    patch_grid: float | None
     first_sharpness: float
     last_sharpness: float
     last_frame_psnr_db: float
@@ -143,6 +144,7 @@ def _make_and_measure(
         recognised=recognise(frames)[0],
         first_frame_psnr_db=round(_psnr(frames[0], photo), 2),
         image_match_db=score.image_match_db,
+        patch_grid=score.patch_grid,
         first_sharpness=round(_sharpness(frames[0]) / _sharpness(photo), 3),
         last_sharpness=round(_sharpness(frames[-1]) / _sharpness(last), 3),
         last_frame_psnr_db=round(_psnr(frames[-1], last), 2),

@@ -23,6 +23,7 @@ GOOD = TemporalScore(
     changed_fraction=0.6,
     still_fraction=0.0,
     is_static=False,
+    patch_grid=0.01,
     image_match_db=38.0,
 )
 
@@ -47,6 +48,7 @@ def test_steady_clip_is_accepted_without_reasons() -> None:
         ({"cut_strength": 0.8}, "changes to another one between two frames"),
         ({"is_static": True, "changed_fraction": 0.0}, "never changes"),
         ({"still_fraction": 0.6}, "stands still for 60% of the clip"),
+        ({"patch_grid": 0.21}, "blots covers the picture: 21.0% of its detail repeats every 16 px"),
         ({"image_match_db": 22.4}, "not the photo: they agree to 22.4 dB, below 28 dB"),
     ],
 )
@@ -87,6 +89,7 @@ def test_what_could_not_be_measured_is_no_reason() -> None:
         texture_change=None,
         disorder=None,
         cut_strength=None,
+        patch_grid=None,
         image_match_db=None,
     )
     assert judge(short, QualityConfig()) == ("accepted", [])

@@ -50,6 +50,7 @@ def _reasons(score: TemporalScore, quality: QualityConfig) -> list[str | None]:
         _jumps(score, quality),
         _flickers(score, quality),
         _boils(score, quality),
+        _is_grid(score, quality),
     ]
 
 
@@ -132,4 +133,13 @@ def _boils(score: TemporalScore, quality: QualityConfig) -> str | None:
         f"{score.texture_change:.1f} grey levels and wobbles by {score.wobble_px:.2f} px a frame, "
         f"{share:.0%} of what {quality.max_texture_change:g} levels and "
         f"{quality.max_wobble_px:g} px allow together"
+    )
+
+
+def _is_grid(score: TemporalScore, quality: QualityConfig) -> str | None:
+    if score.patch_grid is None or score.patch_grid <= quality.max_patch_grid:
+        return None
+    return (
+        f"a grid of blots covers the picture: {score.patch_grid:.1%} of its detail repeats every "
+        f"16 px, above {quality.max_patch_grid:.1%}"
     )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.image_match import image_match_db
+from vidgen_ray.generation.patch_grid import patch_grid
 from vidgen_ray.schema import TemporalScore, Video
 
 Bytes = NDArray[np.uint8]
@@ -84,9 +85,10 @@ def score_video(
             score = _measure(video.frames, lambda work, items: list(pool.map(work, items)))
     finally:
         cv2.setNumThreads(opencv_threads)
-    if image is None:
-        return score
-    return score.model_copy(update={"image_match_db": image_match_db(video.frames[0], image)})
+    found = {"patch_grid": patch_grid(video.frames)}
+    if image is not None:
+        found["image_match_db"] = image_match_db(video.frames[0], image)
+    return score.model_copy(update=found)
 
 
 @dataclass(frozen=True)
