@@ -37,7 +37,7 @@ from vidgen_ray.model.checkpoint import load_pipeline, open_checkpoint
 from vidgen_ray.model.compilation import compile_decoder
 from vidgen_ray.model.flops import count_flops, matrix_rate
 from vidgen_ray.model.parallel import join, leave
-from vidgen_ray.model.quantization import Float8Linear, quantize_linears
+from vidgen_ray.model.quantization import FLOAT8, EightBitLinear, quantize_linears
 from vidgen_ray.model.untrained import ARCHITECTURES, make_checkpoint
 from vidgen_ray.schema import BenchmarkRow, GenerationRequest, resolve_request
 
@@ -54,6 +54,8 @@ LADDER: dict[str, dict[str, object]] = {
     "exact": {"compile": True},
     "fp8": {"compile": True, "linears": "fp8"},
     "fp8, attention too": {"compile": True, "linears": "fp8", "attention": "flash3_fp8"},
+    "int8": {"compile": True, "linears": "int8"},
+    "int8, attention in fp8": {"compile": True, "linears": "int8", "attention": "flash3_fp8"},
     "fast": {"compile": True, "linears": "fp8", "step_cache": 0.15},
     "exact, VAE compiled": {"compile": True, "compile_vae": True},
 }
@@ -61,6 +63,8 @@ LADDER: dict[str, dict[str, object]] = {
 EMBEDDED: dict[str, dict[str, object]] = {
     "exact": {},
     "linears fp8": {"linears": "fp8"},
+    "linears int8": {"linears": "int8"},
+    "linears int8, attention fp8": {"linears": "int8", "attention": "flash3_fp8"},
     "attention fp8": {"attention": "flash3_fp8"},
     "both fp8": {"linears": "fp8", "attention": "flash3_fp8"},
     **{
@@ -119,11 +123,11 @@ def kernels(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figure
     for rows, columns in ((width, width), (width, 4 * width), (4 * width, width)):
         linear = torch.nn.Linear(rows, columns, device=DEVICE, dtype=DTYPE)
         rows_in = torch.randn(2, tokens, rows, device=DEVICE, dtype=DTYPE)
-        eight = Float8Linear(linear, weights_only=False)
-        compiled = torch.compile(eight, dynamic=False)
+        fp8, int8 = (EightBitLinear(linear, storage) for storage in (FLOAT8, torch.int8))
         plain = linear(rows_in)
-        calls: dict[str, Callable[..., torch.Tensor]] = {"bf16": linear, "fp8": eight}
-        calls["fp8 compiled"] = compiled
+        calls: dict[str, Callable[..., torch.Tensor]] = {"bf16": linear, "fp8": fp8, "int8": int8}
+        calls["fp8 compiled"] = torch.compile(fp8, dynamic=False)
+        calls["int8 compiled"] = torch.compile(int8, dynamic=False)
         for name, call in calls.items():
             label = f"linear {rows}x{columns} {name}"
             try:

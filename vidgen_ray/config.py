@@ -29,7 +29,7 @@ Dtype = Literal["float16", "bfloat16", "float32"]
 DtypeSetting = Annotated[Dtype, BeforeValidator(lambda value: _fitting_dtype(value))]
 Offload = Literal["auto", "none", "text", "model", "sequential", "group"]
 Attention = Literal["auto", "auto_fp8", "native", "cudnn", "flash3", "flash3_fp8"]
-Linears = Literal["exact", "fp8", "fp8_weights"]
+Linears = Literal["exact", "fp8", "int8", "fp8_weights"]
 Scheduler = Literal["dpm", "ddim", "checkpoint"]
 
 SHIPPED_LORAS = Path(str(resources.files("vidgen_ray"))) / "model" / "nano_loras"

@@ -18,6 +18,7 @@ PROFILES = {
     "compiled": {"compile": True},
     "fp8": {"linears": "fp8"},
     "fp8_weights": {"linears": "fp8_weights"},
+    "int8": {"linears": "int8"},
     "cached": {"step_cache": 0.9},
     "careful": {"step_cache": 1e-6},
     "flash": {"attention": "flash3"},
@@ -73,7 +74,7 @@ def test_exact_is_the_baseline_bit_for_bit_and_says_what_it_used(
 
 @pytest.mark.parametrize(
     ("profile", "least", "most"),
-    [("compiled", 0, 1e-5), ("fp8", 1e-4, 0.05), ("fp8_weights", 1e-4, 0.02)],
+    [("compiled", 0, 1e-5), ("fp8", 1e-4, 0.05), ("fp8_weights", 1e-4, 0.02), ("int8", 1e-5, 0.03)],
 )
 def test_options_stay_within_their_error(
     engine: Engine,

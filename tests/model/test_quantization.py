@@ -6,7 +6,8 @@ from diffusers import CogVideoXTransformer3DModel
 from torch import nn
 
 from vidgen_ray.model.quantization import (
-    Float8Linear,
+    FLOAT8,
+    EightBitLinear,
     quantize_linears,
     quantize_rows,
     scaled_product,
@@ -24,9 +25,12 @@ def relative_error(ours: torch.Tensor, expected: torch.Tensor) -> float:
     return float((ours.float() - expected.float()).norm() / expected.float().norm())
 
 
-def test_the_product_is_that_of_the_rounded_numbers(linear: nn.Linear) -> None:
-    rows, scale = quantize_rows(torch.randn(7, 64) * torch.logspace(-4, 4, 7)[:, None])
-    weight, weight_scale = quantize_rows(linear.weight.detach())
+@pytest.mark.parametrize("storage", [FLOAT8, torch.int8])
+def test_the_product_is_that_of_the_rounded_numbers(
+    linear: nn.Linear, storage: torch.dtype
+) -> None:
+    rows, scale = quantize_rows(torch.randn(7, 64) * torch.logspace(-4, 4, 7)[:, None], storage)
+    weight, weight_scale = quantize_rows(linear.weight.detach(), storage)
     exact = nn.functional.linear(
         rows.double() * scale.double(),
         weight.double() * weight_scale.double(),
@@ -36,30 +40,33 @@ def test_the_product_is_that_of_the_rounded_numbers(linear: nn.Linear) -> None:
     torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("weights_only", "limit"), [(True, 0.03), (False, 0.045)])
+@pytest.mark.parametrize(
+    ("storage", "weights_only", "limit"),
+    [(FLOAT8, True, 0.03), (FLOAT8, False, 0.045), (torch.int8, False, 0.015)],
+)
 def test_outputs_stay_near_those_of_float32(
-    linear: nn.Linear, weights_only: bool, limit: float
+    linear: nn.Linear, storage: torch.dtype, weights_only: bool, limit: float
 ) -> None:
     inputs = torch.randn(2, 5, 64)
-    quantized = Float8Linear(linear, weights_only=weights_only)
-    assert quantized.weight.dtype == torch.float8_e4m3fn
+    quantized = EightBitLinear(linear, storage, weights_only=weights_only)
+    assert quantized.weight.dtype == storage
     ours = quantized(inputs)
     assert ours.shape == (2, 5, 48)
     assert 1e-3 < relative_error(ours, linear(inputs)) < limit
 
 
 def test_a_row_of_zeros_stays_zero(linear: nn.Linear) -> None:
-    quantized = Float8Linear(linear, weights_only=False)
+    quantized = EightBitLinear(linear)
     torch.testing.assert_close(quantized(torch.zeros(1, 64)), linear.bias[None])
 
 
 def test_new_weights_go_into_the_same_storage(linear: nn.Linear) -> None:
     other = nn.Linear(64, 48)
-    quantized = Float8Linear(linear, weights_only=False)
+    quantized = EightBitLinear(linear)
     storage = quantized.weight.data_ptr()
     quantized.set_weight(other.weight.detach())
     assert quantized.weight.data_ptr() == storage
-    fresh = Float8Linear(other, weights_only=False)
+    fresh = EightBitLinear(other)
     assert torch.equal(quantized.weight.float(), fresh.weight.float())
     assert torch.equal(quantized.weight_scale, fresh.weight_scale)
 
@@ -68,7 +75,7 @@ def test_the_heavy_layers_of_every_block_are_quantized_and_no_others() -> None:
     transformer = CogVideoXTransformer3DModel(**ARCHITECTURES["tiny"].transformer)
     quantize_linears(transformer, "fp8")
     quantized = [
-        name for name, module in transformer.named_modules() if isinstance(module, Float8Linear)
+        name for name, module in transformer.named_modules() if isinstance(module, EightBitLinear)
     ]
     layers = ["attn1.to_k", "attn1.to_out.0", "attn1.to_q", "attn1.to_v"]
     layers += ["ff.net.0.proj", "ff.net.2"]
@@ -79,16 +86,17 @@ def test_the_heavy_layers_of_every_block_are_quantized_and_no_others() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
-def test_the_gpu_multiplies_the_same_numbers(compiled: bool) -> None:
+@pytest.mark.parametrize("storage", [FLOAT8, torch.int8])
+def test_the_gpu_multiplies_the_same_numbers(storage: torch.dtype, compiled: bool) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(3072, 1024).to("cuda", torch.bfloat16)
     inputs = torch.randn(2, 333, 3072, device="cuda", dtype=torch.bfloat16)
-    quantized = Float8Linear(linear, weights_only=False)
+    quantized = EightBitLinear(linear, storage)
     if compiled:
         quantized.compile(fullgraph=True, dynamic=False)
     with torch.no_grad():
         on_gpu = quantized(inputs)
-        rows, scale = quantize_rows(inputs.flatten(0, 1).cpu())
+        rows, scale = quantize_rows(inputs.flatten(0, 1).cpu(), storage)
         reference = scaled_product(
             rows,
             scale,

@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from vidgen_ray.config import LoRA
 from vidgen_ray.errors import RequestError
 from vidgen_ray.model.checkpoint import Checkpoint, hash_file
-from vidgen_ray.model.quantization import Float8Linear
+from vidgen_ray.model.quantization import EightBitLinear
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 
@@ -107,11 +107,12 @@ def _set_weight(
     delta: torch.Tensor | None,
 ) -> None:
     module = pipeline.transformer.get_submodule(name)
-    dtype = pipeline.transformer.dtype if isinstance(module, Float8Linear) else module.weight.dtype
+    eight_bits = isinstance(module, EightBitLinear)
+    dtype = pipeline.transformer.dtype if eight_bits else module.weight.dtype
     weight = checkpoint.read_weight("transformer", f"{name}.weight").to(module.weight.device, dtype)
     if delta is not None:
         weight = (weight.float() + delta).to(dtype)
-    if isinstance(module, Float8Linear):
+    if eight_bits:
         module.set_weight(weight)
     else:
         module.weight.data.copy_(weight)

@@ -1,4 +1,4 @@
-"""Linear layers in 8-bit floats, with a scale for each row of the weights and of the inputs."""
+"""Linear layers in 8 bits, with a scale for each row of the weights and of the inputs."""
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
@@ -8,35 +8,38 @@ from torch.nn import functional
 from vidgen_ray.config import Linears
 
 FLOAT8 = torch.float8_e4m3fn
-_MAX = torch.finfo(FLOAT8).max
+_MAX = {FLOAT8: torch.finfo(FLOAT8).max, torch.int8: 127.0}
+_STORAGE = {"fp8": FLOAT8, "fp8_weights": FLOAT8, "int8": torch.int8}
 _ALIGNMENT = 16  # of the hardware's 8-bit product, in columns and rows of the weights
 
 # The layers that hold the transformer's arithmetic. Those of the norms see two rows a step.
 _NAMES = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
-class Float8Linear(nn.Linear):
-    """A linear layer whose weights are float8 with a float32 scale a row.
+class EightBitLinear(nn.Linear):
+    """A linear layer whose weights are float8 or int8 with a float32 scale a row.
 
-    Inputs become float8 too, with a scale for each token, unless `weights_only`: then the weights
+    Inputs become the same, with a scale for each token, unless `weights_only`: then the weights
     are widened to the inputs' dtype. On a device without an 8-bit product the same sum is done in
     float32 over the same rounded numbers.
     """
 
     weight_scale: torch.Tensor
 
-    def __init__(self, linear: nn.Linear, *, weights_only: bool) -> None:
+    def __init__(
+        self, linear: nn.Linear, storage: torch.dtype = FLOAT8, *, weights_only: bool = False
+    ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weights_only = weights_only
-        weight, scale = quantize_rows(linear.weight.detach())
+        weight, scale = quantize_rows(linear.weight.detach(), storage)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer("weight_scale", scale)
         self.bias = linear.bias
 
     def set_weight(self, weight: torch.Tensor) -> None:
         """Take other weights, in place, so that compiled code goes on as it is."""
-        rows, scale = quantize_rows(weight)
+        rows, scale = quantize_rows(weight, self.weight.dtype)
         self.weight.data.copy_(rows)
         self.weight_scale.copy_(scale)
 
@@ -44,7 +47,7 @@ class Float8Linear(nn.Linear):
         if self.weights_only:
             weight = self.weight.to(input.dtype) * self.weight_scale.to(input.dtype)
             return functional.linear(input, weight, self.bias)
-        rows, scale = quantize_rows(input.flatten(0, -2))
+        rows, scale = quantize_rows(input.flatten(0, -2), self.weight.dtype)
         product = scaled_product(rows, scale, self.weight, self.weight_scale, self.bias)
         return product.to(input.dtype).view(*input.shape[:-1], self.out_features)
 
@@ -56,14 +59,18 @@ def quantize_linears(transformer: CogVideoXTransformer3DModel, linears: Linears)
     for name, module in list(transformer.transformer_blocks.named_modules()):
         if isinstance(module, nn.Linear) and name.endswith(_NAMES) and _is_aligned(module):
             parent, _, leaf = name.rpartition(".")
-            quantized = Float8Linear(module, weights_only=linears == "fp8_weights")
+            weights_only = linears == "fp8_weights"
+            quantized = EightBitLinear(module, _STORAGE[linears], weights_only=weights_only)
             setattr(transformer.transformer_blocks.get_submodule(parent), leaf, quantized)
 
 
-def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[M, K] as float8 [M, K] and float32 scales [M, 1], so that rows = float8 * scale."""
-    scale = rows.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / _MAX
-    return (rows.float() / scale).to(FLOAT8), scale
+def quantize_rows(
+    rows: torch.Tensor, storage: torch.dtype = FLOAT8
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[M, K] as `storage` [M, K] and float32 scales [M, 1], so that rows = stored * scale."""
+    scale = rows.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / _MAX[storage]
+    scaled = rows.float() / scale
+    return (scaled.round() if storage == torch.int8 else scaled).to(storage), scale
 
 
 def scaled_product(
@@ -75,8 +82,12 @@ def scaled_product(
 ) -> torch.Tensor:
     """rows [M, K] times weight [N, K] transposed, both scaled, plus bias: [M, N].
 
-    bfloat16 on a GPU, float32 elsewhere.
+    From float8 bfloat16 on a GPU; float32 otherwise.
     """
+    if rows.device.type == "cuda" and rows.dtype == torch.int8:
+        sums = torch._int_mm(rows, weight.t())
+        product = sums.float() * row_scale * weight_scale.t()
+        return product if bias is None else product + bias.float()
     if rows.device.type == "cuda":
         return torch._scaled_mm(
             rows,
