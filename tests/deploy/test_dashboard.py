@@ -91,7 +91,9 @@ def server(
                 await_series(running, "job_seconds_count", "encoded_clips_total")
                 begin("train")
                 await_series(running, "train_loss")
-                make_clips(service, 15)  # again, for the first ones may be long ago
+                ended = num_ended(running)  # again, for the first ones may be long ago
+                make_clips(service, 15)
+                until(lambda: num_ended(running) > ended, 600, "another job that ended")
                 yield running
             batch.kill()
     finally:
@@ -101,6 +103,12 @@ def server(
 def await_series(running: Prometheus, *names: str) -> None:
     for name in names:
         until(partial(running.query, f"ray_vidgen_{name}"), 600, name)
+
+
+def num_ended(running: Prometheus) -> float:
+    """Jobs of the server that have ended."""
+    (sample,) = running.query("sum(ray_vidgen_job_seconds_count)")
+    return float(sample["value"][1])
 
 
 @contextmanager
