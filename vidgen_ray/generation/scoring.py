@@ -83,12 +83,12 @@ def score_video(
     try:
         with ThreadPoolExecutor(max(1, num_threads)) as pool:
             score = _measure(video.frames, lambda work, items: list(pool.map(work, items)))
+        found = {"patch_grid": patch_grid(video.frames)}
+        if image is not None:
+            found["image_match_db"] = image_match_db(video.frames[0], image)
+        return score.model_copy(update=found)
     finally:
         cv2.setNumThreads(opencv_threads)
-    found = {"patch_grid": patch_grid(video.frames)}
-    if image is not None:
-        found["image_match_db"] = image_match_db(video.frames[0], image)
-    return score.model_copy(update=found)
 
 
 @dataclass(frozen=True)
