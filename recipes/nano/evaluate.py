@@ -88,6 +88,7 @@ def main() -> None:
     for name in ("checkpoint", "photos", "output"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--clips", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="number of the first clip")
     parser.add_argument("--steps", type=int, help="instead of the configuration's")
     parser.add_argument("--perturb", type=float, default=0.0)
     a = parser.parse_args()
@@ -95,11 +96,12 @@ def main() -> None:
         checkpoint = (
             _perturbed(a.checkpoint, Path(work) / "p", a.perturb) if a.perturb else a.checkpoint
         )
-        evaluate(checkpoint, a.photos, a.output, num_clips=a.clips, num_steps=a.steps)
+        clips = range(a.first, a.first + a.clips)
+        evaluate(checkpoint, a.photos, a.output, clips, num_steps=a.steps)
 
 
 def evaluate(
-    checkpoint: Path, photos: Path, output: Path, *, num_clips: int, num_steps: int | None = None
+    checkpoint: Path, photos: Path, output: Path, clips: range, *, num_steps: int | None = None
 ) -> list[ClipResult]:
     """Make and measure the clips; writes the three files of OUTPUT."""
     overrides: dict[str, object] = {"model.checkpoint": str(checkpoint)}
@@ -111,12 +113,12 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     paths = sorted(path for path in photos.iterdir() if path.suffix in (".jpg", ".jpeg", ".png"))
     results, rows = [], []
-    for index in range(num_clips):
+    for index in clips:
         result, pictures = _make_and_measure(engine, config, paths, index)
         results.append(result)
         rows.append(pictures)
         _write(output, results, rows[:SHEET_ROWS])
-        print(f"{index + 1}/{num_clips} {result}", flush=True)
+        print(f"{len(results)}/{len(clips)} {result}", flush=True)
     _show(results)
     return results
 

@@ -106,6 +106,7 @@ class Student(nn.Module):
     def __init__(self, recipe: RecipeConfig) -> None:
         super().__init__()
         channels = recipe.vae.kept_channels
+        self.first_frame_weight = recipe.transformer.first_frame_weight
         self.transformer = CogVideoXTransformer3DModel(
             in_channels=2 * channels,
             out_channels=channels,
@@ -135,7 +136,8 @@ class Student(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Loss and timestep of each clip; `token_ids` are [batch, MAX_TOKENS]."""
         embeds = self.text_encoder(token_ids)[0]
-        return velocity_losses(self.transformer, latents, image_latents, embeds)
+        weight = self.first_frame_weight
+        return velocity_losses(self.transformer, latents, image_latents, embeds, weight)
 
     def _start_gently(self) -> None:
         """Begin with no output, and learned positions that do not drown the content."""
@@ -155,11 +157,13 @@ def velocity_losses(
     latents: Tensor,
     image_latents: Tensor,
     prompt_embeds: Tensor,
+    first_frame_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The v-prediction loss (Salimans, Ho 2022) of each clip at a random timestep, and that.
 
     `latents` are [batch, latent_frames, channels, h, w] as the transformer sees them,
-    `image_latents` [batch, channels, h, w], `prompt_embeds` [batch, MAX_TOKENS, width].
+    `image_latents` [batch, channels, h, w], `prompt_embeds` [batch, MAX_TOKENS, width]. The first
+    latent frame, the photo, counts `first_frame_weight` times as much as another.
     """
     timesteps = _timesteps(len(latents), latents.device)
     signal = ALPHAS_CUMPROD.to(latents.device)[timesteps].view(-1, 1, 1, 1, 1)
@@ -175,7 +179,10 @@ def velocity_losses(
         image_rotary_emb=_rotary_positions(transformer, latents),
         return_dict=False,
     )[0]
-    return (predicted.float() - velocity).square().mean(dim=(1, 2, 3, 4)), timesteps
+    errors = (predicted.float() - velocity).square().mean(dim=(2, 3, 4))
+    weights = torch.ones_like(errors[0])
+    weights[0] = first_frame_weight
+    return errors @ (weights / weights.sum()), timesteps
 
 
 def _rotary_positions(
