@@ -1,14 +1,13 @@
 """The sample images and the sample jobs file belong together and can be drawn again."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
+from scripts import draw_samples as draw
 from vidgen_ray.config import Config
 from vidgen_ray.schema import resolve_request
 
@@ -18,22 +17,12 @@ MOVES = ["push in", "pull out", "pan left", "pan right", "tilt up", "tilt down",
 MOVES += ["static", "orbit left", "orbit right"]
 
 
-@pytest.fixture(scope="module")
-def draw() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("draw", SAMPLES / "draw.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def upright(path: Path) -> Image.Image:
     with Image.open(path) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def test_every_scene_is_drawn_and_nothing_else_lies_there(draw: ModuleType) -> None:
+def test_every_scene_is_drawn_and_nothing_else_lies_there() -> None:
     images = {path.name for path in SAMPLES.iterdir() if path.suffix in {".png", ".jpg"}}
     assert images == set(draw.SCENES)
 
@@ -60,7 +49,7 @@ def test_one_image_is_portrait_and_one_is_stored_lying() -> None:
 
 
 @pytest.mark.parametrize("name", ["sample_image_2.png", "sample_image_3.png"])
-def test_drawing_again_gives_the_same_pixels(draw: ModuleType, name: str) -> None:
+def test_drawing_again_gives_the_same_pixels(name: str) -> None:
     again = np.asarray(draw.SCENES[name](), np.int16)
     kept = np.asarray(upright(SAMPLES / name), np.int16)
     # Another processor may round a sine the other way: one step of two levels, here and there.

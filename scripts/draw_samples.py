@@ -1,4 +1,4 @@
-"""Draws the sample images: `python data/samples/draw.py [FOLDER]`.
+"""Draws the sample images: `python scripts/draw_samples.py [FOLDER]`.
 
 Five invented newsroom scenes, made from gradients, shapes and noise alone, so that the project
 owns every pixel. A scene works in linear light; `develop` turns it into a picture. The same code
@@ -17,6 +17,7 @@ Array = np.ndarray
 Points = Sequence[tuple[float, float]]
 Shape = Callable[[ImageDraw.ImageDraw], None]
 SUPERSAMPLING = 2
+SAMPLES = Path(__file__).parents[1] / "vidgen_ray" / "samples"
 
 
 def rgb(code: str) -> Array:
@@ -1115,4 +1116,4 @@ def save(picture: Image.Image, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else SAMPLES)
