@@ -53,11 +53,11 @@ LADDER: dict[str, dict[str, object]] = {
     "attention auto": {},
     "exact": {"compile": True},
     "fp8": {"compile": True, "linears": "fp8"},
-    "fp8, attention too": {"compile": True, "linears": "fp8", "attention": "flash3_fp8"},
+    "fp8 and attention": {"compile": True, "linears": "fp8", "attention": "flash3_fp8"},
     "int8": {"compile": True, "linears": "int8"},
-    "int8, attention in fp8": {"compile": True, "linears": "int8", "attention": "flash3_fp8"},
+    "int8 and attention in fp8": {"compile": True, "linears": "int8", "attention": "flash3_fp8"},
     "fast": {"compile": True, "linears": "fp8", "step_cache": 0.15},
-    "exact, VAE compiled": {"compile": True, "compile_vae": True},
+    "exact and VAE compiled": {"compile": True, "compile_vae": True},
 }
 # On the embedded model, against its own bf16 baseline.
 EMBEDDED: dict[str, dict[str, object]] = {
@@ -79,12 +79,12 @@ EMBEDDED: dict[str, dict[str, object]] = {
 }
 RANKED: dict[str, dict[str, object]] = {"exact": {"compile": "auto", "vae_tiling": True}}
 PLACEMENTS: dict[str, dict[str, object]] = {
-    "none, tiled": {"vae_tiling": True},
-    "none, tiled, fp8 weights": {"vae_tiling": True, "linears": "fp8_weights"},
-    "text, tiled": {"offload": "text", "vae_tiling": True},
-    "text, tiled, fp8 weights": {"offload": "text", "vae_tiling": True, "linears": "fp8_weights"},
-    "group, tiled": {"offload": "group", "vae_tiling": True},
-    "group, tiled, fp8 weights": {"offload": "group", "vae_tiling": True, "linears": "fp8_weights"},
+    "none tiled": {"vae_tiling": True},
+    "none tiled fp8 weights": {"vae_tiling": True, "linears": "fp8_weights"},
+    "text tiled": {"offload": "text", "vae_tiling": True},
+    "text tiled fp8 weights": {"offload": "text", "vae_tiling": True, "linears": "fp8_weights"},
+    "group tiled": {"offload": "group", "vae_tiling": True},
+    "group tiled fp8 weights": {"offload": "group", "vae_tiling": True, "linears": "fp8_weights"},
 }
 
 
