@@ -133,7 +133,7 @@ async def read_body(request: Request, max_image_bytes: int) -> Body:
     if image is None and reference is None:
         raise invalid(
             "input_reference: required, but missing; upload a PNG, JPEG or WebP file as "
-            "input_reference, or give a data URI as its image_url"
+            "input_reference or image, or give a data URI as its image_url"
         )
     return Body(fields, image, reference)
 
