@@ -129,8 +129,10 @@ def _speedups(
                 "linears: fp8 needs an NVIDIA GPU of compute capability 8.9 or newer (Ada, "
                 "Hopper); use fp8_weights, which saves memory alone, or exact"
             )
-        if model.dtype == "float16":
-            raise ConfigError("linears: fp8 gives bfloat16, got dtype float16; set dtype: bfloat16")
+    if profile.linears in {"fp8", "int8"} and device.type == "cuda" and model.dtype == "float16":
+        raise ConfigError(
+            f"linears: {profile.linears} gives bfloat16, got dtype float16; set dtype: bfloat16"
+        )
     attention, note = choose_attention(profile.attention, device, model.dtype)
 
     def settle(wanted: bool | Literal["auto"]) -> bool:
