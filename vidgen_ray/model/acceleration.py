@@ -123,16 +123,16 @@ def _speedups(
         raise ConfigError(
             "offload: sequential goes with neither compile nor 8-bit linears; use group instead"
         )
-    if profile.linears == "fp8" and device.type == "cuda":
-        if torch.cuda.get_device_capability(device) < (8, 9):
+    if profile.linears in {"fp8", "int8"} and device.type == "cuda":
+        if profile.linears == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
             raise ConfigError(
                 "linears: fp8 needs an NVIDIA GPU of compute capability 8.9 or newer (Ada, "
                 "Hopper); use fp8_weights, which saves memory alone, or exact"
             )
-    if profile.linears in {"fp8", "int8"} and device.type == "cuda" and model.dtype == "float16":
-        raise ConfigError(
-            f"linears: {profile.linears} gives bfloat16, got dtype float16; set dtype: bfloat16"
-        )
+        if model.dtype == "float16":
+            raise ConfigError(
+                f"linears: {profile.linears} gives bfloat16, got dtype float16; set dtype: bfloat16"
+            )
     attention, note = choose_attention(profile.attention, device, model.dtype)
 
     def settle(wanted: bool | Literal["auto"]) -> bool:
