@@ -110,10 +110,8 @@ class BatchRun:
 
     def written(self) -> dict[str, int]:
         """Modification times of committed clips, by name: a clip done twice has changed."""
-        return {
-            path.stem: path.with_suffix(".mp4").stat().st_mtime_ns
-            for path in self.output.glob("clip-*.json")
-        }
+        clips = (path.with_suffix(".mp4") for path in self.output.glob("clip-*.json"))
+        return {path.stem: path.stat().st_mtime_ns for path in clips if path.exists()}
 
     def status(self) -> dict[str, Any]:
         """`status.json`; empty before it is there."""

@@ -13,6 +13,7 @@ from vidgen_ray.model.attention import (
     choose_attention,
     joint_rotary,
     quantize_heads,
+    spread,
 )
 
 CPU = torch.device("cpu")
@@ -59,6 +60,23 @@ def test_heads_in_8_bits_keep_their_numbers_to_a_sixteenth() -> None:
     assert (error > 1e-3).all()
 
 
+def test_spread_heads_attend_alike_and_lose_less_in_8_bits() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 200, 3, 64).unbind(0)
+    query[..., 7] *= 20  # as in trained models: one channel of a head is large
+    key[..., 7] = 0.3 * key[..., 7] + 5
+    exact = attend("native")
+    expected = exact(query, key, value)
+    torch.testing.assert_close(exact(*spread(query, key), value), expected, atol=1e-4, rtol=1e-4)
+
+    def error(*heads: torch.Tensor) -> float:
+        parts = [(rounded.float(), scale) for rounded, scale in map(quantize_heads, heads)]
+        rounded = [part * scale[:, None, :, None] for part, scale in parts]
+        return float((exact(*rounded, value) - expected).norm() / expected.norm())
+
+    assert error(*spread(query, key)) < error(query, key) / 2
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
@@ -67,7 +85,7 @@ def test_heads_in_8_bits_keep_their_numbers_to_a_sixteenth() -> None:
         ("cudnn", torch.bfloat16, 0.01),
         ("cudnn", torch.float16, 0.002),
         ("flash3", torch.bfloat16, 0.01),
-        ("flash3_fp8", torch.bfloat16, 0.1),
+        ("flash3_fp8", torch.bfloat16, 0.07),
     ],
 )
 def test_kernels_agree_with_float32(name: str, dtype: torch.dtype, limit: float) -> None:

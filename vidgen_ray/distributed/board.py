@@ -4,6 +4,7 @@ It also counts how often an id was begun and never ended, which is how a request
 worker is found out.
 """
 
+import logging
 import os
 import socket
 import time
@@ -12,8 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vidgen_ray.distributed.metrics import RetryMetrics
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,25 @@ class BoardState:
 
 
 def start_board() -> Any:
-    """A board for this run. It takes no CPU and comes back, empty, should it die."""
-    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(BoardState).remote()
+    """A board for this run, on the driver's node: it outlives every worker whose deaths it counts.
+
+    It takes no CPU and comes back, empty, should it die.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 3}
+    return ray.remote(**options, scheduling_strategy=here)(BoardState).remote()
+
+
+def begin(board: Any, entry: Activity) -> int:
+    """Note on a board that an id enters a stage; how often it entered before without leaving.
+
+    0 where the board is away: what it knew is lost, and work goes on without it.
+    """
+    try:
+        return int(ray.get(board.begin.remote(entry)))
+    except ray.exceptions.RayActorError as error:
+        logger.warning("%s: the board is away: %s", entry.id, error)
+        return 0
 
 
 def activity(clip_id: str, stage: str) -> Activity:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from vidgen_ray.addresses import locate, readable
 from vidgen_ray.config import Config
-from vidgen_ray.distributed.board import activity
+from vidgen_ray.distributed.board import activity, begin
 from vidgen_ray.errors import ConfigError, RequestError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.image_io import fit_pixels, read_image
@@ -194,7 +194,7 @@ def _guard(name: str, work: Callable[[Row], Row], row: Row, stage: ClipStage) ->
         return _without_cargo(row)
     entry = activity(row["group"], name)
     try:
-        num_deaths = ray.get(stage.board.begin.remote(entry))
+        num_deaths = begin(stage.board, entry)
         if num_deaths >= stage.config.encoding.max_worker_deaths:
             raise RequestError(f"killed its worker {num_deaths} times in stage {name}")
         return work(row)

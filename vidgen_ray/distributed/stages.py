@@ -17,7 +17,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vidgen_ray.config import Config
-from vidgen_ray.distributed.board import activity
+from vidgen_ray.distributed.board import activity, begin
 from vidgen_ray.errors import ArtifactError, ConfigError, RequestError, VidgenError
 from vidgen_ray.generation import attempts
 from vidgen_ray.generation.artifacts import ArtifactStore
@@ -116,7 +116,7 @@ def guard(name: str, work: Work, row: Row, run: Run, *, even_failed: bool = Fals
     if row["fatal"] or (record.error and not even_failed):
         return row
     try:
-        num_deaths = ray.get(run.board.begin.remote(activity(record.id, name)))
+        num_deaths = begin(run.board, activity(record.id, name))
         if num_deaths >= run.config.batch.max_worker_deaths:
             message = f"killed its worker {num_deaths} times in stage {name}"
             record = attempts.failed(record, "WorkerDied", message, name, "quarantined")

@@ -124,10 +124,12 @@ def _speedups(
             "offload: sequential goes with neither compile nor 8-bit linears; use group instead"
         )
     if profile.linears in {"fp8", "int8"} and device.type == "cuda":
-        if profile.linears == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
+        least = (8, 9) if profile.linears == "fp8" else (9, 0)
+        if torch.cuda.get_device_capability(device) < least:
             raise ConfigError(
-                "linears: fp8 needs an NVIDIA GPU of compute capability 8.9 or newer (Ada, "
-                "Hopper); use fp8_weights, which saves memory alone, or exact"
+                f"linears: {profile.linears} needs an NVIDIA GPU of compute capability "
+                f"{least[0]}.{least[1]} or newer (fp8: Ada, int8: Hopper); use fp8_weights, which "
+                "saves memory alone, or exact"
             )
         if model.dtype == "float16":
             raise ConfigError(

@@ -87,7 +87,7 @@ def scaled_product(
     if rows.device.type == "cuda" and rows.dtype == torch.int8:
         from vidgen_ray.model.int8_product import int8_product  # Triton comes with CUDA's torch
 
-        return int8_product(rows, row_scale, weight, weight_scale, bias, torch.bfloat16)
+        return int8_product(rows, row_scale, weight, weight_scale, bias)
     if rows.device.type == "cuda":
         return torch._scaled_mm(
             rows,
