@@ -1,13 +1,17 @@
 """8-bit linears are as near to float32 as their rounding allows, and take new weights in place."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
 from torch import nn
 
+from vidgen_ray.config import Linears
 from vidgen_ray.model.quantization import (
     FLOAT8,
     EightBitLinear,
+    quantize_gelu_rows,
     quantize_linears,
     quantize_rows,
     scaled_product,
@@ -55,6 +59,16 @@ def test_outputs_stay_near_those_of_float32(
     assert 1e-3 < relative_error(ours, linear(inputs)) < limit
 
 
+@pytest.mark.parametrize("linears", ["fp8", "fp8_weights", "int8"])
+def test_a_block_does_what_it_did(linears: Linears) -> None:
+    torch.manual_seed(0)
+    block = CogVideoXTransformer3DModel(**ARCHITECTURES["tiny"].transformer).transformer_blocks[0]
+    inputs = torch.randn(2, 5, block.ff.net[2].out_features)
+    expected = block.ff(inputs)
+    quantize_linears(SimpleNamespace(transformer_blocks=[block]), linears)  # type: ignore[arg-type]
+    assert 1e-3 < relative_error(block.ff(inputs), expected) < 0.06
+
+
 def test_a_row_of_zeros_stays_zero(linear: nn.Linear) -> None:
     quantized = EightBitLinear(linear)
     torch.testing.assert_close(quantized(torch.zeros(1, 64)), linear.bias[None])
@@ -81,6 +95,19 @@ def test_the_heavy_layers_of_every_block_are_quantized_and_no_others() -> None:
     layers += ["ff.net.0.proj", "ff.net.2"]
     expected = {f"transformer_blocks.{block}.{layer}" for block in range(2) for layer in layers}
     assert set(quantized) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_gpu_rounds_gelu_to_the_same_numbers() -> None:
+    torch.manual_seed(0)
+    rows = 3 * torch.randn(333, 12288, device="cuda", dtype=torch.bfloat16)
+    rounded, scale = quantize_gelu_rows(rows, torch.int8)
+    expected, expected_scale = quantize_gelu_rows(rows.cpu().float(), torch.int8)
+    torch.testing.assert_close(scale.cpu(), expected_scale, rtol=1e-5, atol=0)
+    steps = (rounded.cpu().int() - expected.int()).abs()
+    assert steps.max() <= 1
+    assert (steps > 0).float().mean() < 1e-3
 
 
 @pytest.mark.gpu

@@ -61,15 +61,18 @@ class Clip:
     model: ModelRecord | None = None
 
 
+Make = Callable[[GenerationRequest], Clip]
+
+
 @dataclass(frozen=True)
 class Contestant:
-    """A way to make the clip. `start` loads it and gives the function that makes a clip."""
+    """A way to make the clip. `start` loads it, and gives what makes the clip of a request."""
 
     name: str
     request: GenerationRequest
     image: np.ndarray  # the conditioning image, uint8 [height, width, 3]
     dtype: Dtype
-    start: Callable[[], Callable[[], Clip]]
+    start: Callable[[], Make]
 
 
 def run_benchmark(
@@ -81,13 +84,15 @@ def run_benchmark(
     baseline: bool = True,
     alternatives: Sequence[str] = (),
     repeat: int = 3,
+    warm_up_steps: int | None = None,
     say: Say = lambda _: None,
     on_row: Callable[[BenchmarkRow], None] = lambda _: None,
 ) -> tuple[BenchmarkReport, dict[str, Clip]]:
     """Measure `request` made plainly, by each profile, and by other pipelines; clips by name.
 
-    A profile's own number of steps counts unless `config.pinned` says otherwise. A contestant that
-    fails keeps its row, with the error; `on_row` hears of each at once. Raises RequestError and
+    A profile's own number of steps counts unless `config.pinned` says otherwise. The first clip
+    warms up, with `warm_up_steps` steps if given, and is not counted. A contestant that fails
+    keeps its row, with the error; `on_row` hears of each at once. Raises RequestError and
     ConfigError for bad input.
     """
     checkpoint = open_checkpoint(config.model)
@@ -111,7 +116,7 @@ def run_benchmark(
     for contestant in contestants:
         say(f"{contestant.name}: loading")
         try:
-            row, clip = _measure(contestant, device, config, repeat, say)
+            row, clip = _measure(contestant, device, config, repeat, warm_up_steps, say)
         except VidgenError as error:
             say(f"{contestant.name}: {error}")
             rows.append(_row(contestant, error=str(error)))
@@ -163,28 +168,27 @@ def _contestants(
             wanted = wanted.model_copy(update=update)
         dtype = requested_options(config.model, profile).dtype
         dtypes.append(dtype)
-        start = _engine(config, wanted)
-        accelerated.append(Contestant(name, wanted, image, dtype, start))
+        accelerated.append(Contestant(name, wanted, image, dtype, _engine(config)))
 
     def stock(dtype: Dtype) -> Contestant:
         name = BASELINE if dtype == config.model.dtype else f"{BASELINE} {dtype}"
         load = lambda: load_stock(checkpoint, dtype, device)  # noqa: E731
-        return Contestant(name, request, image, dtype, _plain(load, request, image, device))
+        return Contestant(name, request, image, dtype, _plain(load, image, device))
 
     def other(name: str) -> Contestant:
         dtype = config.model.dtype
         load = lambda: load_alternative(name, dtype, device)  # noqa: E731
-        return Contestant(name, request, image, dtype, _plain(load, request, image, device))
+        return Contestant(name, request, image, dtype, _plain(load, image, device))
 
     plain = [stock(dtype) for dtype in dict.fromkeys(dtypes)] if baseline else []
     return plain + accelerated + [other(name) for name in alternatives]
 
 
-def _engine(config: Config, request: GenerationRequest) -> Callable[[], Callable[[], Clip]]:
-    def start() -> Callable[[], Clip]:
+def _engine(config: Config) -> Callable[[], Make]:
+    def start() -> Make:
         engine = Engine(config)
 
-        def make() -> Clip:
+        def make(request: GenerationRequest) -> Clip:
             made = engine.generate(request)
             seconds = made.stages.model_dump(exclude_none=True, exclude={"load_s"})
             return Clip(made.video.frames, made.latents, seconds, made.model)
@@ -195,18 +199,15 @@ def _engine(config: Config, request: GenerationRequest) -> Callable[[], Callable
 
 
 def _plain(
-    load: Callable[[], object],
-    request: GenerationRequest,
-    pixels: np.ndarray,
-    device: torch.device,
-) -> Callable[[], Callable[[], Clip]]:
+    load: Callable[[], object], pixels: np.ndarray, device: torch.device
+) -> Callable[[], Make]:
     stages = {"encode_prompt": "text_s", "prepare_latents": "image_encode_s"}
     stages["decode_latents"] = "decode_s"
 
-    def start() -> Callable[[], Clip]:
+    def start() -> Make:
         pipeline = load()
 
-        def make() -> Clip:
+        def make(request: GenerationRequest) -> Clip:
             clock = StageClock(device)
             with clock.stage("denoise_s"), clock.stages_of(pipeline, stages):
                 clip = call_stock(pipeline, request, pixels)
@@ -218,17 +219,24 @@ def _plain(
 
 
 def _measure(
-    contestant: Contestant, device: torch.device, config: Config, repeat: int, say: Say
+    contestant: Contestant,
+    device: torch.device,
+    config: Config,
+    repeat: int,
+    warm_up_steps: int | None,
+    say: Say,
 ) -> tuple[BenchmarkRow, Clip]:
     """The first clip warms up and counts apart; the others count."""
     begun = time.perf_counter()
     make = contestant.start()
-    make()
+    request = contestant.request
+    few = {"num_inference_steps": warm_up_steps or request.num_inference_steps}
+    make(request.model_copy(update=few))
     first_clip_s = time.perf_counter() - begun
     reset_peak_vram(device)
     clips = []
     for number in range(repeat):
-        clips.append(make())
+        clips.append(make(request))
         total = sum(clips[-1].seconds.values())
         say(f"{contestant.name}: clip {number + 1} of {repeat} in {total:.2f} s")
     peak = peak_vram_gb(device)

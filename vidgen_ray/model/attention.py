@@ -163,9 +163,9 @@ def _flash3_fp8(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> 
 def spread(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries and keys [B, S, H, D] that give the same attention and lose less in 8 bits.
 
-    The keys' mean adds the same to all scores of a query, so it goes. A Hadamard matrix turns both,
-    which changes no product of the two and spreads what is large over the whole head (as in
-    FlashAttention-3, arXiv:2407.08608, section 3.3). D is a power of two.
+    A Hadamard matrix turns both, which changes no product of the two and spreads what is large over
+    the whole head (as in FlashAttention-3, arXiv:2407.08608, section 3.3). The keys' mean adds the
+    same to all scores of a query, so it goes. D is a power of two.
     """
     size = query.shape[-1]
     index = torch.arange(size, device=query.device)
@@ -173,7 +173,8 @@ def spread(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.
     for shift in (4, 2, 1):
         parity = parity ^ (parity >> shift)
     turn = ((1 - 2 * (parity & 1)) * size**-0.5).to(query.dtype)
-    return query @ turn, (key - key.mean(dim=1, keepdim=True)) @ turn
+    query, key = query @ turn, key @ turn
+    return query, key - key.mean(dim=1, keepdim=True)
 
 
 def quantize_heads(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

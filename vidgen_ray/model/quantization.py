@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
+from diffusers.models.activations import GELU
 from torch import nn
 from torch.nn import functional
 
@@ -21,17 +22,24 @@ class EightBitLinear(nn.Linear):
 
     Inputs become the same, with a scale for each token, unless `weights_only`: then the weights
     are widened to the inputs' dtype. On a device without an 8-bit product the same sum is done in
-    float32 over the same rounded numbers.
+    float32 over the same rounded numbers. With `gelu` the layer begins with that (tanh), which a
+    GPU joins to the rounding.
     """
 
     weight_scale: torch.Tensor
 
     def __init__(
-        self, linear: nn.Linear, storage: torch.dtype = FLOAT8, *, weights_only: bool = False
+        self,
+        linear: nn.Linear,
+        storage: torch.dtype = FLOAT8,
+        *,
+        weights_only: bool = False,
+        gelu: bool = False,
     ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weights_only = weights_only
+        self.gelu = gelu
         weight, scale = quantize_rows(linear.weight.detach(), storage)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer("weight_scale", scale)
@@ -46,8 +54,9 @@ class EightBitLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.weights_only:
             weight = self.weight.to(input.dtype) * self.weight_scale.to(input.dtype)
-            return functional.linear(input, weight, self.bias)
-        rows, scale = quantize_rows(input.flatten(0, -2), self.weight.dtype)
+            return functional.linear(_gelu(input) if self.gelu else input, weight, self.bias)
+        quantize = quantize_gelu_rows if self.gelu else quantize_rows
+        rows, scale = quantize(input.flatten(0, -2), self.weight.dtype)
         product = scaled_product(rows, scale, self.weight, self.weight_scale, self.bias)
         return product.to(input.dtype).view(*input.shape[:-1], self.out_features)
 
@@ -56,12 +65,33 @@ def quantize_linears(transformer: CogVideoXTransformer3DModel, linears: Linears)
     """Replace the attention and feed-forward layers of every block, in place."""
     if linears == "exact":
         return
-    for name, module in list(transformer.transformer_blocks.named_modules()):
-        if isinstance(module, nn.Linear) and name.endswith(_NAMES) and _is_aligned(module):
-            parent, _, leaf = name.rpartition(".")
-            weights_only = linears == "fp8_weights"
-            quantized = EightBitLinear(module, _STORAGE[linears], weights_only=weights_only)
-            setattr(transformer.transformer_blocks.get_submodule(parent), leaf, quantized)
+    for block in transformer.transformer_blocks:
+        first, last = block.ff.net[0], block.ff.net[2]
+        gelu = isinstance(first, GELU) and first.approximate == "tanh" and _is_aligned(last)
+        for name, module in list(block.named_modules()):
+            if isinstance(module, nn.Linear) and name.endswith(_NAMES) and _is_aligned(module):
+                parent, _, leaf = name.rpartition(".")
+                quantized = EightBitLinear(
+                    module,
+                    _STORAGE[linears],
+                    weights_only=linears == "fp8_weights",
+                    gelu=gelu and module is last,
+                )
+                setattr(block.get_submodule(parent), leaf, quantized)
+        if gelu:
+            block.ff.net[0] = _Projection(first.proj)
+
+
+class _Projection(nn.Module):
+    """diffusers' GELU without its function: only the layer before it, by the same name."""
+
+    def __init__(self, proj: nn.Module) -> None:
+        super().__init__()
+        self.proj = proj
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = self.proj(input)
+        return projected
 
 
 def quantize_rows(
@@ -71,6 +101,18 @@ def quantize_rows(
     scale = rows.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / _MAX[storage]
     scaled = rows.float() / scale
     return (scaled.round() if storage == torch.int8 else scaled).to(storage), scale
+
+
+def quantize_gelu_rows(
+    rows: torch.Tensor, storage: torch.dtype = FLOAT8
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantize_rows` of GELU (tanh) of rows [M, K]."""
+    if rows.device.type == "cuda" and storage == torch.int8:
+        from vidgen_ray.model.int8_kernels import int8_gelu  # Triton comes with CUDA's torch
+
+        rounded, scale = int8_gelu(rows)
+        return rounded, scale
+    return quantize_rows(_gelu(rows), storage)
 
 
 def scaled_product(
@@ -85,9 +127,10 @@ def scaled_product(
     bfloat16 on a GPU, float32 otherwise.
     """
     if rows.device.type == "cuda" and rows.dtype == torch.int8:
-        from vidgen_ray.model.int8_product import int8_product  # Triton comes with CUDA's torch
+        from vidgen_ray.model.int8_kernels import int8_product
 
-        return int8_product(rows, row_scale, weight, weight_scale, bias)
+        scaled: torch.Tensor = int8_product(rows, row_scale, weight, weight_scale, bias)
+        return scaled
     if rows.device.type == "cuda":
         return torch._scaled_mm(
             rows,
@@ -100,6 +143,10 @@ def scaled_product(
         )
     product = rows.float() @ weight.float().t() * row_scale * weight_scale.t()
     return product if bias is None else product + bias.float()
+
+
+def _gelu(rows: torch.Tensor) -> torch.Tensor:
+    return functional.gelu(rows, approximate="tanh")
 
 
 def _is_aligned(linear: nn.Linear) -> bool:

@@ -1,9 +1,12 @@
-"""The product of int8 matrices with a scale for each row, in one Triton kernel for Hopper.
+"""Two Triton kernels for Hopper: the product of int8 matrices, and GELU that ends in int8.
 
 `torch._int_mm` leaves int32 sums in memory, four bytes to write and to read again for each number
 of the result; here they are scaled where they are made. Blocks are read by the tensor memory
 accelerator. Their order (some rows of them, column after column, so that both inputs stay in the L2
 cache) is that of Triton's matrix multiplication tutorial.
+
+What torch.compile makes of GELU and the rounding of a row reads the row twice and computes GELU
+twice; here a row stays in registers.
 """
 
 import torch
@@ -23,12 +26,12 @@ def int8_product(
     weight_scale: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """rows int8 [M, K] times weight int8 [N, K] transposed, scaled ([M, 1], [N, 1]): bf16 [M, N]."""
+    """int8 [M, K] times int8 [N, K] transposed, each with scales [M, 1], [N, 1]: bf16 [M, N]."""
     num_rows, depth = rows.shape
     num_columns = weight.shape[0]
     product = torch.empty(num_rows, num_columns, device=rows.device, dtype=torch.bfloat16)
     num_blocks = triton.cdiv(num_rows, _BLOCK_M) * triton.cdiv(num_columns, _BLOCK_N)
-    _kernel[(num_blocks,)](
+    _product_kernel[(num_blocks,)](
         TensorDescriptor.from_tensor(rows, [_BLOCK_M, _BLOCK_K]),
         TensorDescriptor.from_tensor(weight, [_BLOCK_N, _BLOCK_K]),
         row_scale,
@@ -60,8 +63,48 @@ def _(
     return rows.new_empty(rows.shape[0], weight.shape[0], dtype=torch.bfloat16)
 
 
+@torch.library.custom_op("vidgen_ray::int8_gelu", mutates_args=())
+def int8_gelu(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """GELU (tanh) of rows [M, K] as int8 [M, K] with float32 scales [M, 1]."""
+    num_rows, depth = rows.shape
+    rounded = torch.empty_like(rows, dtype=torch.int8)
+    scale = torch.empty(num_rows, 1, device=rows.device)
+    block = triton.next_power_of_2(depth)
+    _gelu_kernel[(num_rows,)](rows, rounded, scale, depth, block=block, num_warps=8)
+    return rounded, scale
+
+
+@int8_gelu.register_fake
+def _(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = rows.new_empty(rows.shape[0], 1, dtype=torch.float32)
+    return torch.empty_like(rows, dtype=torch.int8), scale
+
+
 @triton.jit  # type: ignore[untyped-decorator]
-def _kernel(  # type: ignore[no-untyped-def]
+def _gelu_kernel(  # type: ignore[no-untyped-def]
+    rows,
+    rounded,
+    scale,
+    depth,
+    block: tl.constexpr,
+):
+    """One row."""
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, block)
+    inside = k < depth
+    x = tl.load(rows + row * depth + k, mask=inside, other=0.0).to(tl.float32)
+    # x / 2 * (1 + tanh(y)) = x * sigmoid(2 y), with y = sqrt(2 / pi) * (x + 0.044715 x^3)
+    activated = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    largest = tl.maximum(tl.max(tl.abs(activated)), 1e-12)
+    scaled = activated * (127.0 / largest)
+    # To the nearest whole number, ties to even: above 2^23 float32 has no digits after the point.
+    whole = scaled + 12582912.0 - 12582912.0
+    tl.store(rounded + row * depth + k, whole.to(tl.int8), mask=inside)
+    tl.store(scale + row, largest / 127.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _product_kernel(  # type: ignore[no-untyped-def]
     rows,
     weight,
     row_scale,
