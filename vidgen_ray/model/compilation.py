@@ -13,9 +13,6 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 
 logger = logging.getLogger(__name__)
 
-# Tried block sizes of each kernel: 1 % of a step for 10 s more of the first compilation.
-_OPTIONS = {"coordinate_descent_tuning": True}
-
 
 def compile_blocks(transformer: CogVideoXTransformer3DModel, *, whole: bool) -> None:
     """Compile each block by itself: they are alike, so that one compilation serves all.
@@ -23,7 +20,7 @@ def compile_blocks(transformer: CogVideoXTransformer3DModel, *, whole: bool) -> 
     `whole`: a block that cannot become one graph is an error. Hooks that stream weights cannot.
     """
     for block in transformer.transformer_blocks:
-        block.compile(fullgraph=whole, dynamic=False, options=_OPTIONS)
+        block.compile(fullgraph=whole, dynamic=False)
 
 
 def compile_decoder(vae: AutoencoderKLCogVideoX) -> None:
