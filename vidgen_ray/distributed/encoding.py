@@ -191,7 +191,12 @@ def _encode_clips(
     dataset = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map(prepare, fn_args=(stage,), num_cpus=config.encoding.num_cpus_per_decode)
-        .map(EncodeClips, fn_constructor_args=(stage,), **_pool(config, len(rows)))
+        .map(
+            EncodeClips,
+            fn_constructor_args=(stage,),
+            max_concurrency=2,  # Ray calls it singly, and fetches the next clip beside the call
+            **_pool(config, len(rows)),
+        )
         .map_batches(
             write_clips,
             fn_args=(stage,),
