@@ -115,7 +115,7 @@ class Profile(Section):
     vae_tiling: bool | Literal["auto"] | None = None
     attention: Attention = "auto"  # only auto_fp8 picks fp8, which changes the picture
     compile: bool | Literal["auto"] = False  # the transformer's blocks; auto: on a GPU
-    compile_vae: bool | Literal["auto"] = False
+    fuse_vae: bool | Literal["auto"] = "auto"  # its decoder's norms; auto: unless weights move
     linears: Linears = "exact"  # fp8_weights: stored in 8 bits, multiplied in dtype
     step_cache: float | None = Field(None, gt=0, le=1)  # threshold: skip steps that change less
 

@@ -166,7 +166,8 @@ class AccelerationRecord(Section):
 
     attention: str
     compile: bool
-    compile_vae: bool
+    compile_vae: bool = False  # of older records
+    fuse_vae: bool = False
     linears: str
     step_cache: float | None
     num_computed_steps: int

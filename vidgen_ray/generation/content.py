@@ -9,7 +9,7 @@ from vidgen_ray.model.acceleration import requested_options
 from vidgen_ray.model.checkpoint import Checkpoint
 from vidgen_ray.schema import GenerationRequest
 
-_CHANGE_PIXELS = {"attention", "compile", "compile_vae", "linears", "step_cache"}
+_CHANGE_PIXELS = {"attention", "compile", "fuse_vae", "linears", "step_cache"}
 
 
 def find_profile(request: GenerationRequest, config: Config) -> Profile | None:

@@ -21,7 +21,8 @@ from vidgen_ray.config import Dtype, Linears, ModelConfig, Profile, Scheduler
 from vidgen_ray.errors import ConfigError
 from vidgen_ray.model.attention import EffectiveAttention, choose_attention
 from vidgen_ray.model.checkpoint import Checkpoint
-from vidgen_ray.model.compilation import CompileCache, compile_blocks, compile_decoder
+from vidgen_ray.model.compilation import CompileCache, compile_blocks
+from vidgen_ray.model.decoder import fuse_decoder
 from vidgen_ray.model.denoiser import Denoiser
 from vidgen_ray.model.parallel import Ranks
 from vidgen_ray.model.quantization import quantize_linears
@@ -48,7 +49,7 @@ class Speedups:
 
     attention: EffectiveAttention = "native"
     compile: bool = False
-    compile_vae: bool = False
+    fuse_vae: bool = False
     linears: Linears = "exact"
     step_cache: float | None = None
     notes: tuple[str, ...] = ()
@@ -119,6 +120,11 @@ def _speedups(
     model: ModelConfig, profile: Profile, device: torch.device, offload: EffectiveOffload
 ) -> Speedups:
     moves_weights = offload in {"model", "sequential", "group"}
+    if moves_weights and profile.fuse_vae is True:
+        raise ConfigError(
+            f"fuse_vae: true does not go with offload: {offload}, which moves weights; set it to "
+            "auto, or offload to none or text"
+        )
     if offload == "sequential" and (profile.compile is True or profile.linears != "exact"):
         raise ConfigError(
             "offload: sequential goes with neither compile nor 8-bit linears; use group instead"
@@ -137,13 +143,11 @@ def _speedups(
             )
     attention, note = choose_attention(profile.attention, device, model.dtype)
 
-    def settle(wanted: bool | Literal["auto"]) -> bool:
-        return device.type == "cuda" and not moves_weights if wanted == "auto" else wanted
-
+    compiled = device.type == "cuda" and not moves_weights
     return Speedups(
         attention,
-        settle(profile.compile),
-        settle(profile.compile_vae),
+        compiled if profile.compile == "auto" else profile.compile,
+        not moves_weights if profile.fuse_vae == "auto" else profile.fuse_vae,
         profile.linears,
         profile.step_cache,
         (note,) if note else (),
@@ -189,18 +193,16 @@ def apply_options(
     quantize_linears(pipeline.transformer, speedups.linears)
     _place(pipeline, options.offload, device)
     cache = None
-    compiled = speedups.compile or speedups.compile_vae
-    if compiled:
+    if speedups.fuse_vae:
+        fuse_decoder(pipeline.vae)
+    if speedups.compile:
         if compile_cache:
             facts = [asdict(options), dict(pipeline.transformer.config), dict(pipeline.vae.config)]
             size = ranks.size if ranks else 1
             cache = CompileCache(compile_cache, device, json.dumps([facts, size], default=str))
             cache.load()
-        if speedups.compile:
-            compile_blocks(pipeline.transformer, whole=options.offload in {"none", "text"})
-        if speedups.compile_vae:
-            compile_decoder(pipeline.vae)
-    return Applied(denoiser, compiled, cache)
+        compile_blocks(pipeline.transformer, whole=options.offload in {"none", "text"})
+    return Applied(denoiser, speedups.compile, cache)
 
 
 def _place(

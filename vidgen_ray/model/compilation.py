@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from diffusers import CogVideoXTransformer3DModel
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +21,6 @@ def compile_blocks(transformer: CogVideoXTransformer3DModel, *, whole: bool) -> 
     """
     for block in transformer.transformer_blocks:
         block.compile(fullgraph=whole, dynamic=False)
-
-
-def compile_decoder(vae: AutoencoderKLCogVideoX) -> None:
-    """Compile the VAE's decoder, its convolutions in the layout that GPUs multiply fastest."""
-    for module in vae.decoder.modules():
-        if isinstance(module, torch.nn.Conv3d):
-            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    vae.decoder.compile(dynamic=False)
 
 
 class CompileCache:

@@ -107,10 +107,10 @@ def quantize_gelu_rows(
     rows: torch.Tensor, storage: torch.dtype = FLOAT8
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`quantize_rows` of GELU (tanh) of rows [M, K]."""
-    if rows.device.type == "cuda" and storage == torch.int8:
-        from vidgen_ray.model.int8_kernels import int8_gelu  # Triton comes with CUDA's torch
+    if rows.device.type == "cuda":
+        from vidgen_ray.model.triton_kernels import gelu_rows  # Triton comes with CUDA's torch
 
-        rounded, scale = int8_gelu(rows)
+        rounded, scale = gelu_rows(rows, storage)
         return rounded, scale
     return quantize_rows(_gelu(rows), storage)
 
@@ -127,7 +127,7 @@ def scaled_product(
     bfloat16 on a GPU, float32 otherwise.
     """
     if rows.device.type == "cuda" and rows.dtype == torch.int8:
-        from vidgen_ray.model.int8_kernels import int8_product
+        from vidgen_ray.model.triton_kernels import int8_product
 
         scaled: torch.Tensor = int8_product(rows, row_scale, weight, weight_scale, bias)
         return scaled

@@ -1,0 +1,61 @@
+"""The fused decoder gives what diffusers' gives, first and later frames, in tiles or whole."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKLCogVideoX
+
+from vidgen_ray.model.acceleration import enable_tiling
+from vidgen_ray.model.decoder import ActivatedNorm, fuse_decoder
+from vidgen_ray.model.untrained import ARCHITECTURES
+
+
+def make_vae(
+    architecture: str = "tiny", dtype: torch.dtype = torch.float32
+) -> AutoencoderKLCogVideoX:
+    torch.manual_seed(0)
+    return AutoencoderKLCogVideoX(**ARCHITECTURES[architecture].vae).to(dtype).eval()
+
+
+def decode(vae: AutoencoderKLCogVideoX, latents: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        frames: torch.Tensor = vae.decode(latents).sample
+    return frames
+
+
+@pytest.mark.parametrize("num_latent_frames", [1, 2, 3, 5])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_frames_are_those_of_diffusers(num_latent_frames: int, tiled: bool) -> None:
+    vae = make_vae()
+    if tiled:
+        enable_tiling(vae)
+    height, width = (2 * vae.tile_latent_min_height, 12) if tiled else (6, 10)
+    latents = torch.randn(1, vae.config.latent_channels, num_latent_frames, height, width)
+    expected = decode(vae, latents)
+    fuse_decoder(vae)
+    assert sum(isinstance(module, ActivatedNorm) for module in vae.decoder.modules()) > 4
+    torch.testing.assert_close(decode(vae, latents), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_is_decoded_as_its_clips_are() -> None:
+    vae = make_vae()
+    fuse_decoder(vae)
+    latents = torch.randn(2, vae.config.latent_channels, 3, 4, 6)
+    both = decode(vae, latents)
+    each = torch.cat([decode(vae, latents[:1]), decode(vae, latents[1:])])
+    torch.testing.assert_close(both, each, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("num_latent_frames", [1, 2, 3, 5])
+def test_on_a_gpu_it_is_as_near_to_float32_as_diffusers_in_bfloat16(num_latent_frames: int) -> None:
+    vae = make_vae("cogvideox_5b_i2v").cuda()
+    latents = torch.randn(2, vae.config.latent_channels, num_latent_frames, 15, 20, device="cuda")
+    expected = decode(vae, latents)
+    vae = vae.to(torch.bfloat16)
+    plain = decode(vae, latents.bfloat16())
+    fuse_decoder(vae)
+    fused = decode(vae, latents.bfloat16())
+    assert fused.shape == plain.shape
+    error, limit = ((one.float() - expected).norm() for one in (fused, plain))
+    assert 0 < error < 1.1 * limit
