@@ -205,6 +205,7 @@ def vae(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
         config, request, _ = _setup(arguments, Path(folder))
         checkpoint = open_checkpoint(config.model)
         pipeline = load_pipeline(checkpoint, "bfloat16", DEVICE)
+        flop = count_flops(checkpoint, request).decode
     decoder = pipeline.vae.to(DEVICE)
     del pipeline.transformer, pipeline.text_encoder
     latents = torch.randn(
@@ -216,7 +217,6 @@ def vae(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
         device=DEVICE,
         dtype=DTYPE,
     )
-    flop = count_flops(checkpoint, request).decode
     figures: Figures = {}
     plain = None
     for name in ("diffusers", "fused"):

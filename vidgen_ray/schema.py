@@ -166,8 +166,7 @@ class AccelerationRecord(Section):
 
     attention: str
     compile: bool
-    compile_vae: bool = False  # of older records
-    fuse_vae: bool = False
+    fuse_vae: bool
     linears: str
     step_cache: float | None
     num_computed_steps: int
