@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("--size", choices=["full", "tiny"], default="full")
     parser.add_argument("--num-clips", type=int, default=20)
     parser.add_argument("--num-bare-clips", type=int, default=6)
+    parser.add_argument("--num-gpus-per-worker", default="1", help="such as 1,0.5")
     a = parser.parse_args()
+    a.num_gpus_per_worker = "0" if a.size == "tiny" else a.num_gpus_per_worker
     start = time.perf_counter()
 
     def say(**figures: object) -> None:
@@ -55,7 +57,6 @@ def main() -> None:
             "generation.height": 64,
             "generation.width": 96,
             "encoding.dtype": "float32",
-            "encoding.num_gpus_per_worker": 0,
             "encoding.max_workers": 1,
         }
     config = load_config("training/lora_default", settings)
@@ -63,8 +64,19 @@ def main() -> None:
     say(clips_made=a.num_clips)
     bare = bare_loop(config, min(a.num_clips, a.num_bare_clips))
     say(bare_clips_per_s=1 / (bare["vae_s"] + bare["text_s"]), **bare)
-    latents = a.output / f"latents-{time.time_ns()}"
-    metadata = str(a.output / "clips" / "metadata.jsonl")
+    for share in filter(None, a.num_gpus_per_worker.split(",")):
+        shared = load_config(
+            "training/lora_default", {**settings, "encoding.num_gpus_per_worker": float(share)}
+        )
+        say(num_gpus_per_worker=share, **through_ray(shared, a.output, a.num_clips, bare))
+
+
+def through_ray(
+    config: Config, output: Path, num_clips: int, bare: dict[str, float]
+) -> dict[str, float | None]:
+    """What `vidgen encode` takes, beside the seconds of the bare loop."""
+    latents = output / f"latents-{time.time_ns()}"
+    metadata = str(output / "clips" / "metadata.jsonl")
     console = Console(stderr=True)
     run_encoding(EncodingArguments(metadata, str(latents), config), console)
     summary = EncodingSummary.model_validate_json((latents / "summary.json").read_text())
@@ -72,7 +84,7 @@ def main() -> None:
     assert summary.encode_s
     sizes = [path.stat().st_size for path in (latents / "latents").glob("*.parquet")]
     through_ray_s = 1 / summary.clips_per_s + bare["text_s"]
-    result = {
+    return {
         "ray_clip_s": 1 / summary.clips_per_s,
         "ray_of_bare": (bare["vae_s"] + bare["text_s"]) / through_ray_s,
         "gpu_busy": summary.encode_s * summary.clips_per_s,
@@ -80,10 +92,9 @@ def main() -> None:
         "decode_core_s": summary.decode_s,
         "prompts_wall_s": summary.prompts_wall_s,
         "wall_s": summary.wall_s,
-        "whole_run_of_bare": a.num_clips * (bare["vae_s"] + bare["text_s"]) / summary.wall_s,
+        "whole_run_of_bare": num_clips * (bare["vae_s"] + bare["text_s"]) / summary.wall_s,
         "shard_mb": statistics.median(sizes) / 1e6,
     }
-    say(**result)
 
 
 def make_clips(config: Config, folder: Path, num_clips: int) -> None:

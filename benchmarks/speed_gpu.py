@@ -32,12 +32,14 @@ from vidgen_ray.generation.benchmark import run_benchmark
 from vidgen_ray.generation.benchmark_page import page, plot, table
 from vidgen_ray.generation.comparison import psnr_db
 from vidgen_ray.generation.engine import Engine
+from vidgen_ray.model import denoiser
 from vidgen_ray.model.attention import JointAttention, attend, choose_attention, joint_rotary
 from vidgen_ray.model.checkpoint import load_pipeline, open_checkpoint
 from vidgen_ray.model.decoder import fuse_decoder
 from vidgen_ray.model.flops import count_flops, matrix_rate
 from vidgen_ray.model.parallel import join, leave
 from vidgen_ray.model.quantization import FLOAT8, EightBitLinear, quantize_linears
+from vidgen_ray.model.step_cache import Agree, StepCache
 from vidgen_ray.model.untrained import ARCHITECTURES, make_checkpoint
 from vidgen_ray.schema import BenchmarkRow, GenerationRequest, resolve_request
 
@@ -82,7 +84,6 @@ EMBEDDED: dict[str, dict[str, object]] = {
     },
     **{f"step cache {threshold}": {"step_cache": threshold} for threshold in (0.1, 0.15, 0.2, 0.3)},
 }
-RANKED: dict[str, dict[str, object]] = {"exact": {"compile": "auto", "vae_tiling": True}}
 PLACEMENTS: dict[str, dict[str, object]] = {
     "none tiled": {"vae_tiling": True},
     "none tiled fp8 weights": {"vae_tiling": True, "linears": "fp8_weights"},
@@ -396,62 +397,101 @@ def lora(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
 
 
 def ranks(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
-    """One clip on 1, 2, 4, ... GPUs of this host, profile `exact`: seconds and scaling."""
+    """One clip on 1, 2, 4, ... GPUs of this host: seconds, scaling, and how far from one GPU's."""
     most = torch.cuda.device_count() if DEVICE.type == "cuda" else 2
-    sizes = [size for size in (1, 2, 4, 8) if size <= most]
+    profiles = arguments.profiles.split(",") if arguments.profiles else ["exact"]
     figures: Figures = {}
     with tempfile.TemporaryDirectory() as folder:
         make_checkpoint(arguments.architecture, Path(folder) / "model", weights=False)
-        for size in sizes:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-            command = [sys.executable, __file__, "--size", arguments.size, "--output", folder]
-            command += ["--num-steps", str(arguments.num_steps)]
-            processes = [
-                subprocess.Popen(
-                    [*command, "--rank", f"{rank}/{size}/{address}"],
-                    env={**os.environ, "CUDA_VISIBLE_DEVICES": str(rank)},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
+        for profile in profiles:
+            alone: dict[str, float] | None = None
+            for size in (size for size in (1, 2, 4, 8) if size <= most):
+                found = _on_ranks(arguments, folder, profile, size)
+                figures[f"{profile} {size}"] = found
+                if "error" in found:
+                    say(f"{profile} on {size}: {found['error']}")
+                    continue
+                alone = alone or found["seconds"]
+                total, step = sum(found["seconds"].values()), found["seconds"]["denoise_s"]
+                found["speedup"] = sum(alone.values()) / total
+                found["latents"] = _latents_error(folder, profile, size)
+                say(
+                    f"{profile} on {size}: {total:.2f} s, {found['speedup']:.3f}x, step "
+                    f"{1e3 * step / arguments.num_steps:.0f} ms, latents {found['latents']:.5f}, "
+                    f"first clip {found['first_clip_s']:.0f} s, {found['seconds']}"
                 )
-                for rank in range(size)
-            ]
-            try:
-                said = [process.communicate(timeout=300) for process in processes]
-            finally:
-                for process in processes:
-                    process.kill()
-            if any(process.returncode for process in processes) or not said[0][0]:
-                lines = [(errors.strip().splitlines() or ["no output"])[-1] for _, errors in said]
-                say(f"{size} ranks: {lines}")
-                figures[str(size)] = {"error": lines}
-                continue
-            seconds = json.loads(said[0][0].strip().splitlines()[-1])
-            total = sum(seconds.values())
-            alone = sum(figures["1"].values()) if "error" not in figures.get("1", "error") else 0
-            say(f"{size} ranks: {total:.2f} s, {(alone or total) / total:.2f}x, {seconds}")
-            figures[str(size)] = seconds
     return figures
+
+
+def _on_ranks(arguments: argparse.Namespace, folder: str, profile: str, size: int) -> Figures:
+    """What rank 0 of `size` processes says of its second clip."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, __file__, "--size", arguments.size, "--output", folder]
+    command += ["--num-steps", str(arguments.num_steps), "--profiles", profile]
+    processes = [
+        subprocess.Popen(
+            [*command, "--rank", f"{rank}/{size}/{address}"],
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        said = [process.communicate(timeout=arguments.limit_s) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    if any(process.returncode for process in processes) or not said[0][0]:
+        return {"error": [(errors.strip().splitlines() or ["no output"])[-1] for _, errors in said]}
+    figures: Figures = json.loads(said[0][0].strip().splitlines()[-1])
+    return figures
+
+
+def _latents_error(folder: str, profile: str, size: int) -> float:
+    """Of the latents of `size` ranks, relative to those of one."""
+    alone, ours = (torch.load(Path(folder) / f"{profile}-{count}.pt") for count in (1, size))
+    return float((ours - alone).norm() / alone.norm())
 
 
 def one_rank(arguments: argparse.Namespace) -> None:
     """One rank of a clip; rank 0 prints the seconds of the second clip by stage."""
     rank, size, address = arguments.rank.split("/", 2)
     folder = Path(arguments.output)
-    overrides = {"profiles": RANKED, "default_profile": "exact", "model.dtype": "bfloat16"}
+    overrides = {"profiles": LADDER, "default_profile": "exact", "model.dtype": "bfloat16"}
     overrides["model.checkpoint"] = str(folder / "model")
     overrides["model.compile_cache"] = str(folder / "compiled")
     config, request, _ = _setup(arguments, folder / f"of-{rank}-{size}", overrides, write=False)
     group = join(int(rank), int(size), address, DEVICE, 240) if int(size) > 1 else None
     engine = Engine(config, group)
-    request = request.model_copy(update={"mode": "optimized", "profile": "exact"})
-    engine.generate(request)
+    request = request.model_copy(update={"mode": "optimized", "profile": arguments.profiles})
+    begun = time.perf_counter()
+    engine.generate(request.model_copy(update={"num_inference_steps": 2}))
+    first_clip_s = time.perf_counter() - begun
     made = engine.generate(request)
     if rank == "0":
-        print(json.dumps(made.stages.model_dump(exclude_none=True)))
+        torch.save(made.latents, folder / f"{arguments.profiles}-{size}.pt")
+        seconds = made.stages.model_dump(exclude_none=True)
+        print(json.dumps({"first_clip_s": first_clip_s, "seconds": seconds}))
     leave()
+
+
+class CountedCache(StepCache):
+    """A step cache that computes so many steps of a clip, evenly, and adds up as the real one does.
+
+    Random weights change more from step to step than trained ones, and leave out none.
+    """
+
+    def __init__(self, num_computed: int, num_steps: int, _: float, agree: Agree | None) -> None:
+        super().__init__(float("inf"), agree)
+        self._computed = {index * num_steps // num_computed for index in range(num_computed)}
+
+    def lookup(self, first: torch.Tensor) -> torch.Tensor | None:
+        rest = super().lookup(first)
+        return None if len(self.changes) in self._computed else rest
 
 
 PARTS = {
@@ -475,6 +515,9 @@ def _benchmark(
     *,
     baseline: bool = True,
 ) -> Figures:
+    if arguments.num_computed:
+        counts = (arguments.num_computed, arguments.num_steps)
+        denoiser.StepCache = partial(CountedCache, *counts)  # type: ignore[misc,assignment]
     with tempfile.TemporaryDirectory() as folder:
         overrides = {"profiles": ladder, "default_profile": next(iter(ladder))}
         overrides["model.dtype"] = dtype  # type: ignore[assignment]
@@ -596,6 +639,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--num-steps", type=int, default=6)
     parser.add_argument("--repeat", type=int, default=1, help="clips of each, after one to warm up")
     parser.add_argument("--warm-up-steps", type=int, help="of the first clip; default as all")
+    parser.add_argument("--num-computed", type=int, help="steps that a step cache computes")
     parser.add_argument("--limit-s", type=float, default=240, help="for each part")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--first-step", help=argparse.SUPPRESS)
@@ -635,6 +679,9 @@ def main() -> None:
         words += ["--profiles", arguments.profiles] if arguments.profiles else []
         warm_up = arguments.warm_up_steps
         words += ["--warm-up-steps", str(warm_up)] if warm_up else []
+        words += ["--limit-s", str(arguments.limit_s)]
+        computed = arguments.num_computed
+        words += ["--num-computed", str(computed)] if computed else []
         begun = time.monotonic()
         try:
             code = subprocess.run(words, timeout=arguments.limit_s).returncode

@@ -106,11 +106,11 @@ class JointAttention:
         num_text = encoder_hidden_states.shape[1]
         tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         heads = (attn.heads, -1)
-        query = attn.norm_q(attn.to_q(tokens).unflatten(2, heads))
-        key = attn.norm_k(attn.to_k(tokens).unflatten(2, heads))
-        value = attn.to_v(tokens).unflatten(2, heads)
-        if image_rotary_emb is not None:
-            query, key = _rotate(query, image_rotary_emb), _rotate(key, image_rotary_emb)
+        send = self._ranks.send if self._ranks else _keep
+        # What is sent first is on its way while the next is computed.
+        value = send(attn.to_v(tokens).unflatten(2, heads))
+        query = send(_rotate(attn.norm_q(attn.to_q(tokens).unflatten(2, heads)), image_rotary_emb))
+        key = send(_rotate(attn.norm_k(attn.to_k(tokens).unflatten(2, heads)), image_rotary_emb))
         if self._ranks is None:
             attended = self._attend(query, key, value)
         else:
@@ -128,8 +128,14 @@ def joint_rotary(video: Rotary | None, num_text: int) -> Rotary | None:
     return torch.cat([cos.new_ones(shape), cos]), torch.cat([sin.new_zeros(shape), sin])
 
 
-def _rotate(tokens: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+def _keep(tokens: torch.Tensor) -> torch.Tensor:
+    return tokens
+
+
+def _rotate(tokens: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
     """Pairs of neighbours in the last axis turned by their angle, in float32 as diffusers does."""
+    if rotary is None:
+        return tokens
     cos, sin = (table[None, :, None, :] for table in rotary)
     real, imaginary = tokens.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([-imaginary, real], dim=-1).flatten(-2)

@@ -11,7 +11,6 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed import _functional_collectives as collectives
 from torch.nn import functional
 
 from vidgen_ray.errors import ConfigError
@@ -75,6 +74,11 @@ class SequenceRanks:
             return video
         return _all_gather(video, 1, self._group, self.size)[:, :num_video]
 
+    def send(self, tokens: torch.Tensor) -> torch.Tensor:
+        """This rank's tokens [B, t, H, d], each head to its rank; for `attend`, which waits."""
+        by_rank = tokens.unflatten(2, (self.size, -1)).permute(2, 0, 1, 3, 4)
+        return self._exchange(by_rank)
+
     def attend(
         self,
         kernel: Kernel,
@@ -83,14 +87,17 @@ class SequenceRanks:
         value: torch.Tensor,
         num_text: int,
     ) -> torch.Tensor:
-        """Attention of this rank's tokens [B, t, H, d] to the tokens of all ranks."""
-        shares = torch.stack([query, key, value])
-        query, key, value = self._tokens_for_heads(shares).unbind(0)
+        """Attention of this rank's tokens [B, t, H, d], of which `num_text` are text, to the tokens
+        of all ranks; query, key and value come from `send`."""
+        query, key, value = (_received(tensor).flatten(1, 2) for tensor in (query, key, value))
         kept = self._without_padding(num_text, key.shape[1] // self.size)
-        attended = kernel(
-            query, *(torch.cat([tensor[:, part] for part in kept], 1) for tensor in (key, value))
-        )
-        return self._heads_for_tokens(attended)
+        if kept:
+            key, value = (
+                torch.cat([tensor[:, part] for part in kept], 1) for tensor in (key, value)
+            )
+        attended = kernel(query, key, value)
+        by_rank = attended.unflatten(1, (self.size, -1)).transpose(0, 1)
+        return _received(self._exchange(by_rank)).transpose(1, 2).flatten(2, 3)
 
     def _share(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.size == 1:
@@ -101,8 +108,11 @@ class SequenceRanks:
         return padded[:, share * self._rank : share * (self._rank + 1)].contiguous()
 
     def _without_padding(self, text_share: int, share: int) -> list[slice]:
-        """Slices of the tokens of all ranks, [text, video] by rank, that hold no padding."""
+        """Slices of the tokens of all ranks, [text, video] by rank, that hold no padding; none
+        where there is no padding to leave out."""
         num_text, num_video = self._num_tokens
+        if share * self.size == num_text + num_video:
+            return []
         kept = []
         for rank in range(self.size):
             start = rank * share
@@ -115,22 +125,13 @@ class SequenceRanks:
             ]
         return kept
 
-    def _tokens_for_heads(self, shares: torch.Tensor) -> torch.Tensor:
-        """[3, B, t, H, d] -> [3, B, ranks * t, H / ranks, d]: all tokens, fewer heads."""
-        by_rank = shares.unflatten(3, (self.size, -1)).permute(3, 0, 1, 2, 4, 5)
-        return self._exchange(by_rank).permute(1, 2, 0, 3, 4, 5).flatten(2, 3)
-
-    def _heads_for_tokens(self, attended: torch.Tensor) -> torch.Tensor:
-        """[B, ranks * t, H / ranks, d] -> [B, t, H, d]."""
-        by_rank = attended.unflatten(1, (self.size, -1)).transpose(0, 1)
-        return self._exchange(by_rank).permute(1, 2, 0, 3, 4).flatten(2, 3)
-
     def _exchange(self, by_rank: torch.Tensor) -> torch.Tensor:
-        """Part i of the first axis goes to rank i; part i of the result came from it."""
-        sent = by_rank.contiguous()
-        received: torch.Tensor = collectives.all_to_all_single(sent, None, None, self._group)
-        received = collectives.wait_tensor(received)
-        return received.view(sent.shape)
+        """Part i of the first axis goes to rank i; part i of the result, once received, is its."""
+        parts = [1] * self.size
+        sent: torch.Tensor = torch.ops._c10d_functional.all_to_all_single(
+            by_rank.contiguous(), parts, parts, self._group.group_name
+        )
+        return sent
 
 
 class Ranks:
@@ -213,6 +214,12 @@ def leave() -> None:
     """Leave the group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _received(sent: torch.Tensor) -> torch.Tensor:
+    """[ranks, B, ...] once it is there, as [B, ranks, ...]."""
+    received: torch.Tensor = torch.ops._c10d_functional.wait_tensor(sent)
+    return received.transpose(0, 1)
 
 
 def _line(start: int, count: int, step: int) -> list[int]:
