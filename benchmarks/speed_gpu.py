@@ -430,6 +430,7 @@ def _on_ranks(arguments: argparse.Namespace, folder: str, profile: str, size: in
         address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
     command = [sys.executable, __file__, "--size", arguments.size, "--output", folder]
     command += ["--num-steps", str(arguments.num_steps), "--profiles", profile]
+    command += ["--unguided"] if arguments.unguided else []
     processes = [
         subprocess.Popen(
             [*command, "--rank", f"{rank}/{size}/{address}"],
@@ -465,9 +466,13 @@ def one_rank(arguments: argparse.Namespace) -> None:
     overrides["model.checkpoint"] = str(folder / "model")
     overrides["model.compile_cache"] = str(folder / "compiled")
     config, request, _ = _setup(arguments, folder / f"of-{rank}-{size}", overrides, write=False)
-    group = join(int(rank), int(size), address, DEVICE, 240) if int(size) > 1 else None
+    guided = not arguments.unguided
+    group = None
+    if int(size) > 1:
+        group = join(int(rank), int(size), address, DEVICE, 240, guided=guided)
     engine = Engine(config, group)
     request = request.model_copy(update={"mode": "optimized", "profile": arguments.profiles})
+    request = request if guided else request.model_copy(update={"guidance_scale": 1.0})
     begun = time.perf_counter()
     engine.generate(request.model_copy(update={"num_inference_steps": 2}))
     first_clip_s = time.perf_counter() - begun
@@ -640,6 +645,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=1, help="clips of each, after one to warm up")
     parser.add_argument("--warm-up-steps", type=int, help="of the first clip; default as all")
     parser.add_argument("--num-computed", type=int, help="steps that a step cache computes")
+    parser.add_argument("--unguided", action="store_true", help="ranks share the sequence alone")
     parser.add_argument("--limit-s", type=float, default=240, help="for each part")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--first-step", help=argparse.SUPPRESS)
@@ -680,6 +686,7 @@ def main() -> None:
         warm_up = arguments.warm_up_steps
         words += ["--warm-up-steps", str(warm_up)] if warm_up else []
         words += ["--limit-s", str(arguments.limit_s)]
+        words += ["--unguided"] if arguments.unguided else []
         computed = arguments.num_computed
         words += ["--num-computed", str(computed)] if computed else []
         begun = time.monotonic()

@@ -59,6 +59,7 @@ class TransformerConfig(_Section):
     constant_share: float = Field(ge=0, le=1)
     prompt_dropout: float = Field(ge=0, lt=1)
     first_frame_weight: float = Field(gt=0)
+    guidance_scale: float = Field(ge=1)
     clips_at_start: int = Field(gt=0)
     clips_kept: int = Field(gt=0)
     steps_per_render: int = Field(gt=0)

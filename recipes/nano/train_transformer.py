@@ -4,9 +4,13 @@
 
 VAE is a folder of `reduce_vae`, TEXT one of `prepare_text`. Goes on from OUTPUT/state.pt if that is
 there; when the steps are done, OUTPUT holds transformer/ and text_encoder/.
+
+With `transformer.guidance_scale` above 1 the weights of `--start` teach: what they say under that
+guidance, in two passes, the new ones learn to say in one.
 """
 
 import argparse
+import copy
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +70,11 @@ def train(
     if start:
         student.load(start)
     student.to(ranks.device, ranks.dtype)
+    teacher = None
+    if config.guidance_scale > 1:
+        if start is None:
+            raise ValueError("transformer.guidance_scale above 1 needs --start, which teaches")
+        teacher = Teacher(copy.deepcopy(student), config.guidance_scale)
     if ranks.device.type == "cuda":
         for block in student.transformer.transformer_blocks:
             block.compile(dynamic=False)
@@ -82,7 +91,8 @@ def train(
     for step in run.steps():
         clips.go_on(step)
         latents, image_latents, labels = clips.sample(config.batch)
-        losses, timesteps = student.losses(latents, image_latents, prompts.sample(labels))
+        token_ids = prompts.sample(labels)
+        losses, timesteps = student.losses(latents, image_latents, token_ids, teacher)
         losses.mean().backward()
         norm = weights.step(_rate(step, recipe))
         noisy = (timesteps >= MANY_NOISE).float()
@@ -132,12 +142,48 @@ class Student(nn.Module):
             getattr(self, part).load_state_dict(old.state_dict())
 
     def losses(
-        self, latents: Tensor, image_latents: Tensor, token_ids: Tensor
+        self,
+        latents: Tensor,
+        image_latents: Tensor,
+        token_ids: Tensor,
+        teacher: "Teacher | None" = None,
     ) -> tuple[Tensor, Tensor]:
-        """Loss and timestep of each clip; `token_ids` are [batch, MAX_TOKENS]."""
-        embeds = self.text_encoder(token_ids)[0]
-        weight = self.first_frame_weight
-        return velocity_losses(self.transformer, latents, image_latents, embeds, weight)
+        """The v-prediction loss (Salimans, Ho 2022) of each clip at a random timestep, and that.
+
+        `latents` are [batch, latent_frames, channels, h, w] as the transformer sees them,
+        `image_latents` [batch, channels, h, w], `token_ids` [batch, MAX_TOKENS]. The first latent
+        frame, the photo, counts `first_frame_weight` times as much as another. A `teacher`'s
+        velocity takes the place of the true one.
+        """
+        timesteps = _timesteps(len(latents), latents.device)
+        signal = ALPHAS_CUMPROD.to(latents.device)[timesteps].view(-1, 1, 1, 1, 1)
+        latents, noise = latents.float(), torch.randn_like(latents, dtype=torch.float32)
+        noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+        condition = torch.zeros_like(noisy)
+        condition[:, 0] = image_latents
+        seen = torch.cat([noisy, condition], dim=2)
+        if teacher:
+            velocity = teacher.velocity(seen, token_ids, timesteps)
+        else:
+            velocity = signal.sqrt() * noise - (1 - signal).sqrt() * latents
+        errors = (self.velocity(seen, token_ids, timesteps) - velocity).square().mean(dim=(2, 3, 4))
+        weights = torch.ones_like(errors[0])
+        weights[0] = self.first_frame_weight
+        return errors @ (weights / weights.sum()), timesteps
+
+    def velocity(self, seen: Tensor, token_ids: Tensor, timesteps: Tensor) -> Tensor:
+        """What is predicted, [batch, latent_frames, channels, h, w] in float32.
+
+        `seen` holds twice the channels: the noisy latents, and the photo's in the first frame.
+        """
+        predicted: Tensor = self.transformer(
+            hidden_states=seen.to(self.transformer.dtype),
+            encoder_hidden_states=self.text_encoder(token_ids)[0],
+            timestep=timesteps,
+            image_rotary_emb=_rotary_positions(self.transformer, seen),
+            return_dict=False,
+        )[0]
+        return predicted.float()
 
     def _start_gently(self) -> None:
         """Begin with no output, and learned positions that do not drown the content."""
@@ -152,37 +198,19 @@ class Student(nn.Module):
             self.text_encoder.shared.weight.mul_(0.3)
 
 
-def velocity_losses(
-    transformer: CogVideoXTransformer3DModel,
-    latents: Tensor,
-    image_latents: Tensor,
-    prompt_embeds: Tensor,
-    first_frame_weight: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """The v-prediction loss (Salimans, Ho 2022) of each clip at a random timestep, and that.
+@dataclass(frozen=True)
+class Teacher:
+    """Weights that stay as they are, under guidance (Meng et al. 2023, arXiv:2210.03142)."""
 
-    `latents` are [batch, latent_frames, channels, h, w] as the transformer sees them,
-    `image_latents` [batch, channels, h, w], `prompt_embeds` [batch, MAX_TOKENS, width]. The first
-    latent frame, the photo, counts `first_frame_weight` times as much as another.
-    """
-    timesteps = _timesteps(len(latents), latents.device)
-    signal = ALPHAS_CUMPROD.to(latents.device)[timesteps].view(-1, 1, 1, 1, 1)
-    latents, noise = latents.float(), torch.randn_like(latents, dtype=torch.float32)
-    noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-    velocity = signal.sqrt() * noise - (1 - signal).sqrt() * latents
-    condition = torch.zeros_like(noisy)
-    condition[:, 0] = image_latents
-    predicted = transformer(
-        hidden_states=torch.cat([noisy, condition], dim=2).to(transformer.dtype),
-        encoder_hidden_states=prompt_embeds,
-        timestep=timesteps,
-        image_rotary_emb=_rotary_positions(transformer, latents),
-        return_dict=False,
-    )[0]
-    errors = (predicted.float() - velocity).square().mean(dim=(2, 3, 4))
-    weights = torch.ones_like(errors[0])
-    weights[0] = first_frame_weight
-    return errors @ (weights / weights.sum()), timesteps
+    model: Student
+    guidance_scale: float
+
+    @torch.no_grad()
+    def velocity(self, seen: Tensor, token_ids: Tensor, timesteps: Tensor) -> Tensor:
+        """As a student's, led away from what the empty prompt gives."""
+        unconditional = self.model.velocity(seen, _empty_like(token_ids), timesteps)
+        conditional = self.model.velocity(seen, token_ids, timesteps)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
 
 
 def _rotary_positions(
@@ -248,9 +276,15 @@ class _Prompts:
         draw = torch.rand(len(labels), device=labels.device)
         chosen = self.starts[labels] + (draw * self.counts[labels]).long()
         ids = self.ids[chosen].long()
-        empty = torch.zeros_like(ids)
-        empty[:, 0] = EMPTY_PROMPT
-        return torch.where(torch.rand_like(draw)[:, None] < self.dropout, empty, ids)
+        dropped = torch.rand_like(draw)[:, None] < self.dropout
+        return torch.where(dropped, _empty_like(ids), ids)
+
+
+def _empty_like(token_ids: Tensor) -> Tensor:
+    """Token ids of the empty prompt."""
+    empty = torch.zeros_like(token_ids)
+    empty[:, 0] = EMPTY_PROMPT
+    return empty
 
 
 @dataclass

@@ -36,8 +36,9 @@ def on_ranks(size: int, work: Callable[..., None], *arguments: object) -> None:
 
 def _run(rank: int, size: int, address: str, work: Callable[..., None], arguments: tuple) -> None:
     torch.set_num_threads(1)
+    guided = work is not unguided
     try:
-        work(join(rank, size, address, CPU, 240), *arguments)
+        work(join(rank, size, address, CPU, 240, guided=guided), *arguments)
     finally:
         leave()
 
@@ -98,6 +99,15 @@ def agrees_guided_and_not(ranks: Ranks, num_heads: int) -> None:
 )
 def test_ranks_compute_what_diffusers_computes(size: int, num_heads: int) -> None:
     on_ranks(size, agrees_guided_and_not, num_heads)
+
+
+def unguided(ranks: Ranks) -> None:
+    assert ranks.sequence.size == ranks.size
+    agrees_guided_and_not(ranks, 4)
+
+
+def test_without_guidance_all_ranks_share_the_sequence() -> None:
+    on_ranks(2, unguided)
 
 
 def three(ranks: Ranks) -> None:

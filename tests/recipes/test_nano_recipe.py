@@ -203,11 +203,7 @@ def _saved(vae: AutoencoderKLCogVideoX, folder: Path) -> Path:
 def test_every_stage_goes_on_where_it_stopped_and_makes_a_pipeline(
     photos: Path, small: RecipeConfig, tmp_path: Path
 ) -> None:
-    text, vae, parts = tmp_path / "text", tmp_path / "wide", tmp_path / "parts"
-    tokenizer = train_tokenizer(text / "tokenizer", ["zebra"], small.text.vocab_size)
-    ids = tokenizer(["pan left"] * 30, padding="max_length", max_length=226).input_ids
-    labels = np.arange(len(MOVES) * len(SPEEDS), dtype=np.int16)
-    np.savez(text / "prompts.npz", ids=np.array(ids, dtype=np.int16), label=labels)
+    text, vae, parts = _write_text(tmp_path / "text", small), tmp_path / "wide", tmp_path / "parts"
 
     assert not train_vae.train(photos, vae, small, limit_s=0)  # stops before the first step
     assert train_vae.train(photos, vae, small)
@@ -230,6 +226,58 @@ def test_every_stage_goes_on_where_it_stopped_and_makes_a_pipeline(
         output_type="np",
     ).frames
     assert frames.shape == (1, 9, 48, 64, 3)
+
+
+def test_a_student_learns_to_say_in_one_pass_what_guidance_says_in_two(
+    photos: Path, small: RecipeConfig, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    teacher = train_transformer.Student(small)
+    torch.nn.init.normal_(teacher.transformer.proj_out.weight, std=0.1)  # it begins with no output
+    torch.nn.init.normal_(teacher.text_encoder.shared.weight)
+    _save_parts(teacher, tmp_path / "teacher")
+    vae = _saved(train_vae.make_vae(_narrow(small)), tmp_path / "vae")
+    text = _write_text(tmp_path / "text", small)
+    changes = {"guidance_scale": 4.0, "num_steps": 40, "warm_up_steps": 2, "prompt_dropout": 0.0}
+    recipe = small.model_copy(update={"transformer": small.transformer.model_copy(update=changes)})
+    with pytest.raises(ValueError, match="needs --start"):
+        train_transformer.train(photos, vae, text, tmp_path / "parts", recipe)
+    begun = tmp_path / "teacher"
+    assert train_transformer.train(photos, vae, text, tmp_path / "parts", recipe, start=begun)
+
+    student = train_transformer.Student(small)
+    student.load(tmp_path / "parts")
+    seen = torch.randn(4, 3, 2 * small.vae.kept_channels, 6, 8)
+    timesteps = torch.tensor([100, 400, 700, 950])
+    with np.load(text / "prompts.npz") as arrays:
+        token_ids = torch.from_numpy(arrays["ids"][:4]).long()
+    with torch.no_grad():
+        guided = train_transformer.Teacher(teacher, 4.0).velocity(seen, token_ids, timesteps)
+        before = (teacher.velocity(seen, token_ids, timesteps) - guided).norm()
+        after = (student.velocity(seen, token_ids, timesteps) - guided).norm()
+    print(before, after, guided.norm())
+    assert after < 0.5 * before
+
+
+def _narrow(recipe: RecipeConfig) -> RecipeConfig:
+    """With a VAE of the channels that the transformer sees, as if it had been reduced."""
+    architecture = {**recipe.vae.architecture, "latent_channels": recipe.vae.kept_channels}
+    vae = recipe.vae.model_copy(update={"architecture": architecture})
+    return recipe.model_copy(update={"vae": vae})
+
+
+def _save_parts(student: train_transformer.Student, folder: Path) -> None:
+    student.transformer.save_pretrained(folder / "transformer")
+    student.text_encoder.save_pretrained(folder / "text_encoder")
+
+
+def _write_text(folder: Path, recipe: RecipeConfig) -> Path:
+    """What `prepare_text` leaves: one prompt for every label."""
+    tokenizer = train_tokenizer(folder / "tokenizer", ["zebra"], recipe.text.vocab_size)
+    ids = tokenizer(["pan left"] * 30, padding="max_length", max_length=226).input_ids
+    labels = np.arange(len(MOVES) * len(SPEEDS), dtype=np.int16)
+    np.savez(folder / "prompts.npz", ids=np.array(ids, dtype=np.int16), label=labels)
+    return folder
 
 
 def test_training_alone_or_in_two_parts_gives_the_same_weights(

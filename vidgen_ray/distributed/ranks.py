@@ -81,7 +81,8 @@ class Rank:
         device = choose_device(self._config.model.device)
         threads = self._config.model.cpu_threads or max(1, num_cores() // size)
         model = self._config.model.model_copy(update={"cpu_threads": threads})
-        self._ranks = join(rank, size, address, device, _SILENCE_S)
+        guided = self._config.generation.guidance_scale > 1
+        self._ranks = join(rank, size, address, device, _SILENCE_S, guided=guided)
         config = self._config.model_copy(update={"model": model})
         self._engine = Engine(config, self._ranks)
         return _this_process()

@@ -137,9 +137,9 @@ class SequenceRanks:
 class Ranks:
     """The mesh of the ranks of this process's clip: guidance x sequence."""
 
-    def __init__(self, rank: int, size: int, device: torch.device) -> None:
-        """Needs `join` before. Two halves of the batch where the size is even, else one."""
-        guidance = 2 if size % 2 == 0 else 1
+    def __init__(self, rank: int, size: int, device: torch.device, *, guided: bool = True) -> None:
+        """Needs `join` before. Two halves of the batch where it is `guided` and the size even."""
+        guidance = 2 if guided and size % 2 == 0 else 1
         sequence = size // guidance
         self.rank, self.size, self._device = rank, size, device
         # Every rank has to make every group, in the same order.
@@ -187,9 +187,20 @@ class Ranks:
         return results
 
 
-def join(rank: int, size: int, address: str, device: torch.device, timeout_s: float) -> Ranks:
+def join(
+    rank: int,
+    size: int,
+    address: str,
+    device: torch.device,
+    timeout_s: float,
+    *,
+    guided: bool = True,
+) -> Ranks:
     """Meet the other ranks at `address` (`tcp://host:port`). A rank that is silent for `timeout_s`
-    seconds ends the others' wait with an error. Raises ConfigError."""
+    seconds ends the others' wait with an error. Raises ConfigError.
+
+    All clips can be made; those without guidance take half of the ranks for nothing if `guided`.
+    """
     backend, bound = "gloo", None
     if device.type == "cuda":
         backend = "nccl"
@@ -207,7 +218,7 @@ def join(rank: int, size: int, address: str, device: torch.device, timeout_s: fl
         raise ConfigError(
             f"model.gpus_per_clip: rank {rank} of {size} cannot join: {error}"
         ) from error
-    return Ranks(rank, size, device)
+    return Ranks(rank, size, device, guided=guided)
 
 
 def leave() -> None:
