@@ -1,5 +1,6 @@
 """The recipe of the embedded model, on drawn pictures and a model of a few thousand weights."""
 
+import copy
 import json
 from itertools import islice
 from pathlib import Path
@@ -11,14 +12,14 @@ import yaml
 from diffusers import AutoencoderKLCogVideoX, CogVideoXImageToVideoPipeline
 from PIL import Image
 
-from recipes.nano import reduce_vae, train_transformer, train_vae
+from recipes.nano import reduce_vae, train_transformer, train_vae, training_run
 from recipes.nano.assemble import assemble
 from recipes.nano.camera import MOVES, SPEEDS, path_of, render
 from recipes.nano.config import DEFAULT, RecipeConfig, load_recipe
 from recipes.nano.fast_vae import make_fast
 from recipes.nano.motion import recognise
 from recipes.nano.photos import collages, load_crops
-from recipes.nano.prompts import labelled_prompts
+from recipes.nano.prompts import MAX_TOKENS, labelled_prompts
 from recipes.nano.tokenizer import train_tokenizer
 
 
@@ -229,34 +230,60 @@ def test_every_stage_goes_on_where_it_stopped_and_makes_a_pipeline(
 
 
 def test_a_student_learns_to_say_in_one_pass_what_guidance_says_in_two(
-    photos: Path, small: RecipeConfig, tmp_path: Path
+    small: RecipeConfig,
 ) -> None:
-    torch.manual_seed(0)
-    teacher = train_transformer.Student(small)
-    torch.nn.init.normal_(teacher.transformer.proj_out.weight, std=0.1)  # it begins with no output
-    torch.nn.init.normal_(teacher.text_encoder.shared.weight)
-    _save_parts(teacher, tmp_path / "teacher")
+    student = _speaking_student(small)
+    same, guided = (
+        train_transformer.Teacher(copy.deepcopy(student), scale) for scale in (1.0, 8.0)
+    )
+    channels = small.vae.kept_channels
+    latents, image_latents = torch.randn(4, 3, channels, 6, 8), torch.randn(4, channels, 6, 8)
+    token_ids = torch.randint(2, 200, (4, MAX_TOKENS))
+
+    def loss(teacher: train_transformer.Teacher) -> torch.Tensor:
+        torch.manual_seed(1)  # the same noise
+        return student.losses(latents, image_latents, token_ids, teacher)[0].mean()
+
+    assert loss(same) < 1e-9
+    before = loss(guided).item()
+    assert before > 1e-6
+    optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss(guided).backward()
+        optimizer.step()
+    assert loss(guided) < 0.5 * before
+
+
+def test_training_under_guidance_begins_with_what_its_teacher_says(
+    photos: Path, small: RecipeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_run, "LOG_EVERY", 2)
+    _save_parts(_speaking_student(small), tmp_path / "start")
     vae = _saved(train_vae.make_vae(_narrow(small)), tmp_path / "vae")
     text = _write_text(tmp_path / "text", small)
-    changes = {"guidance_scale": 4.0, "num_steps": 40, "warm_up_steps": 2, "prompt_dropout": 0.0}
-    recipe = small.model_copy(update={"transformer": small.transformer.model_copy(update=changes)})
-    with pytest.raises(ValueError, match="needs --start"):
-        train_transformer.train(photos, vae, text, tmp_path / "parts", recipe)
-    begun = tmp_path / "teacher"
-    assert train_transformer.train(photos, vae, text, tmp_path / "parts", recipe, start=begun)
+    stays = {"num_steps": 2, "learning_rate": 1e-9, "muon_learning_rate": 1e-9}
 
-    student = train_transformer.Student(small)
-    student.load(tmp_path / "parts")
-    seen = torch.randn(4, 3, 2 * small.vae.kept_channels, 6, 8)
-    timesteps = torch.tensor([100, 400, 700, 950])
-    with np.load(text / "prompts.npz") as arrays:
-        token_ids = torch.from_numpy(arrays["ids"][:4]).long()
-    with torch.no_grad():
-        guided = train_transformer.Teacher(teacher, 4.0).velocity(seen, token_ids, timesteps)
-        before = (teacher.velocity(seen, token_ids, timesteps) - guided).norm()
-        after = (student.velocity(seen, token_ids, timesteps) - guided).norm()
-    print(before, after, guided.norm())
-    assert after < 0.5 * before
+    def loss_of(name: str, guidance_scale: float, start: Path | None) -> float:
+        config = small.transformer.model_copy(update={"guidance_scale": guidance_scale, **stays})
+        recipe = small.model_copy(update={"transformer": config})
+        train_transformer.train(photos, vae, text, tmp_path / name, recipe, start=start)
+        (line,) = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        return float(json.loads(line)["loss"])
+
+    truth = loss_of("truth", 1.0, tmp_path / "start")
+    assert 0 < loss_of("guided", 1.5, tmp_path / "start") < 0.05 * truth
+    with pytest.raises(ValueError, match="needs --start"):
+        loss_of("alone", 1.5, None)
+
+
+def _speaking_student(recipe: RecipeConfig) -> train_transformer.Student:
+    """Random weights whose output depends on the prompt; training begins with no output."""
+    torch.manual_seed(0)
+    student = train_transformer.Student(recipe).float()
+    torch.nn.init.normal_(student.transformer.proj_out.weight, std=0.1)
+    torch.nn.init.normal_(student.text_encoder.shared.weight)
+    return student
 
 
 def _narrow(recipe: RecipeConfig) -> RecipeConfig:
