@@ -69,12 +69,25 @@ def test_spread_heads_attend_alike_and_lose_less_in_8_bits() -> None:
     expected = exact(query, key, value)
     torch.testing.assert_close(exact(*spread(query, key), value), expected, atol=1e-4, rtol=1e-4)
 
-    def error(*heads: torch.Tensor) -> float:
-        parts = [(rounded.float(), scale) for rounded, scale in map(quantize_heads, heads)]
-        rounded = [part * scale[:, None, :, None] for part, scale in parts]
+    def error(query: torch.Tensor, key: torch.Tensor, *, centred: bool) -> float:
+        parts = [quantize_heads(query), quantize_heads(key, centred=centred)]
+        rounded = [part.float() * scale[:, None, :, None] for part, scale in parts]
         return float((exact(*rounded, value) - expected).norm() / expected.norm())
 
-    assert error(*spread(query, key)) < error(query, key) / 2
+    assert error(*spread(query, key), centred=True) < error(query, key, centred=False) / 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("shape", [(2, 1111, 48, 64), (1, 17, 3, 64)])
+def test_the_gpu_rounds_heads_to_the_same_numbers(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    tensor = (torch.randn(shape) * torch.randn(shape[2:]).exp() + torch.randn(shape[2:])).bfloat16()
+    for centred in (False, True):
+        expected, expected_scale = quantize_heads(tensor, centred=centred)
+        rounded, scale = quantize_heads(tensor.cuda(), centred=centred)
+        torch.testing.assert_close(scale.cpu(), expected_scale, rtol=1e-5, atol=0)
+        assert (rounded.cpu().float() != expected.float()).float().mean() < 1e-3
 
 
 @pytest.mark.gpu

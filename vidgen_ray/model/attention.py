@@ -158,9 +158,10 @@ def _flash3(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torc
 
 def _flash3_fp8(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Query, key and value in 8 bits with one scale for each head of each clip."""
-    (query, query_scale), (key, key_scale), (value, value_scale) = (
-        quantize_heads(tensor) for tensor in (*spread(query, key), value)
-    )
+    query, key = spread(query, key)
+    query, query_scale = quantize_heads(query)
+    key, key_scale = quantize_heads(key, centred=True)
+    value, value_scale = quantize_heads(value)
     return _flash3_forward(
         query, key, value, q_descale=query_scale, k_descale=key_scale, v_descale=value_scale
     )
@@ -170,8 +171,7 @@ def spread(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.
     """Queries and keys [B, S, H, D] that give the same attention and lose less in 8 bits.
 
     A Hadamard matrix turns both, which changes no product of the two and spreads what is large over
-    the whole head (as in FlashAttention-3, arXiv:2407.08608, section 3.3). The keys' mean adds the
-    same to all scores of a query, so it goes. D is a power of two.
+    the whole head (as in FlashAttention-3, arXiv:2407.08608, section 3.3). D is a power of two.
     """
     size = query.shape[-1]
     index = torch.arange(size, device=query.device)
@@ -179,15 +179,33 @@ def spread(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.
     for shift in (4, 2, 1):
         parity = parity ^ (parity >> shift)
     turn = ((1 - 2 * (parity & 1)) * size**-0.5).to(query.dtype)
-    query, key = query @ turn, key @ turn
-    return query, key - key.mean(dim=1, keepdim=True)
+    return query @ turn, key @ turn
 
 
-def quantize_heads(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B, S, H, D] in float8, and its scales [B, H] in float32: tensor = float8 * scale."""
-    largest = tensor.abs().amax(dim=(1, 3)).float().clamp(min=1e-12)
+def quantize_heads(
+    tensor: torch.Tensor, *, centred: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, S, H, D] in float8, and its scales [B, H] in float32: tensor = float8 * scale.
+
+    `centred` takes the mean of each channel off first. That of keys adds the same to all scores of
+    a query, which changes no attention.
+    """
+    least, most, mean = _channel_ranges(tensor)
+    middle = mean if centred else torch.zeros_like(mean)
+    largest = torch.maximum(most - middle, middle - least).amax(2).clamp(min=1e-12)
     scale = largest / torch.finfo(_FLOAT8).max
-    return (tensor.float() / scale[:, None, :, None]).to(_FLOAT8), scale
+    return ((tensor - middle[:, None]) / scale[:, None, :, None]).to(_FLOAT8), scale
+
+
+def _channel_ranges(tensor: torch.Tensor) -> torch.Tensor:
+    """Least, largest and mean of each channel of [B, S, H, D]: float32 [3, B, H, D]."""
+    if tensor.device.type == "cuda":
+        from vidgen_ray.model.triton_kernels import channel_ranges  # Triton comes with CUDA's torch
+
+        ranges: torch.Tensor = channel_ranges(tensor)
+        return ranges
+    numbers = tensor.float()
+    return torch.stack([numbers.amin(1), numbers.amax(1), numbers.mean(1)])
 
 
 def _flash3_forward(

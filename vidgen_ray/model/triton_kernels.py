@@ -1,5 +1,5 @@
-"""Triton kernels for Hopper: the product of int8 matrices, GELU that ends in 8 bits, and the
-decoder's norm with what follows it.
+"""Triton kernels for Hopper: the product of int8 matrices, GELU that ends in 8 bits, the range of
+each channel, and the decoder's norm with what follows it.
 
 `torch._int_mm` leaves int32 sums in memory, four bytes to write and to read again for each number
 of the result; here they are scaled where they are made. Blocks are read by the tensor memory
@@ -7,8 +7,11 @@ accelerator. Their order (some rows of them, column after column, so that both i
 cache) is that of Triton's matrix multiplication tutorial.
 
 What torch.compile makes of GELU and the rounding of a row reads the row twice and computes GELU
-twice; here a row stays in registers.
+twice; here a row stays in registers. What it makes of a head's largest number takes three times as
+long as reading the tokens.
 """
+
+import math
 
 import torch
 import triton
@@ -18,6 +21,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 _BLOCK_M, _BLOCK_N, _BLOCK_K = 256, 128, 128
 _GROUP = 8  # rows of blocks
+_GELU_BLOCK = 4096  # numbers of a row read at once
+_RANGE_BLOCK = 512  # channels that one program reads
+_RANGE_ROWS = 16  # tokens read at once
+_RANGE_STEPS = 8  # times that one program does so
 _NORM_BLOCK = 8192  # numbers read at once
 _NORM_PARTS = 16  # such blocks that one program sums
 
@@ -73,11 +80,18 @@ def gelu_rows(rows: torch.Tensor, storage: torch.dtype) -> tuple[torch.Tensor, t
     num_rows, depth = rows.shape
     rounded = torch.empty_like(rows, dtype=storage)
     scale = torch.empty(num_rows, 1, device=rows.device)
-    block = triton.next_power_of_2(depth)
-    largest = 127.0 if storage == torch.int8 else torch.finfo(storage).max
+    block = math.gcd(depth, _GELU_BLOCK)
     whole = storage == torch.int8
+    largest = 127.0 if whole else torch.finfo(storage).max
     _gelu_kernel[(num_rows,)](
-        rows, rounded, scale, depth, largest, whole=whole, block=block, num_warps=8
+        rows,
+        rounded,
+        scale,
+        largest,
+        parts=depth // block,
+        whole=whole,
+        block=block,
+        num_warps=8,
     )
     return rounded, scale
 
@@ -86,6 +100,37 @@ def gelu_rows(rows: torch.Tensor, storage: torch.dtype) -> tuple[torch.Tensor, t
 def _(rows: torch.Tensor, storage: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     scale = rows.new_empty(rows.shape[0], 1, dtype=torch.float32)
     return torch.empty_like(rows, dtype=storage), scale
+
+
+@torch.library.custom_op("vidgen_ray::channel_ranges", mutates_args=())
+def channel_ranges(tokens: torch.Tensor) -> torch.Tensor:
+    """Least, largest and mean of each channel of tokens [B, S, H, D]: float32 [3, B, H, D]."""
+    batch, num_tokens, num_heads, head_dim = tokens.shape
+    tokens = tokens.contiguous()
+    width = num_heads * head_dim
+    block = math.gcd(width, _RANGE_BLOCK)
+    num_parts = triton.cdiv(num_tokens, _RANGE_ROWS * _RANGE_STEPS)
+    ranges = tokens.new_empty(3, batch, num_parts, width, dtype=torch.float32)
+    _ranges_kernel[(num_parts, width // block, batch)](
+        tokens,
+        ranges,
+        num_tokens,
+        width,
+        ranges.stride(0),
+        block=block,
+        rows=_RANGE_ROWS,
+        steps=_RANGE_STEPS,
+        num_warps=8,
+    )
+    least, most, total = ranges.unbind(0)
+    found = torch.stack([least.amin(1), most.amax(1), total.sum(1) / num_tokens])
+    return found.view(3, batch, num_heads, head_dim)
+
+
+@channel_ranges.register_fake
+def _(tokens: torch.Tensor) -> torch.Tensor:
+    batch, _, num_heads, head_dim = tokens.shape
+    return tokens.new_empty(3, batch, num_heads, head_dim, dtype=torch.float32)
 
 
 def activated_norm(
@@ -143,24 +188,72 @@ def _gelu_kernel(  # type: ignore[no-untyped-def]
     rows,
     rounded,
     scale,
-    depth,
     largest,
+    parts: tl.constexpr,
     whole: tl.constexpr,
     block: tl.constexpr,
 ):
-    """One row."""
+    """One row, in parts, each a power of two."""
     row = tl.program_id(0).to(tl.int64)
-    k = tl.arange(0, block)
-    inside = k < depth
-    x = tl.load(rows + row * depth + k, mask=inside, other=0.0).to(tl.float32)
-    # x / 2 * (1 + tanh(y)) = x * sigmoid(2 y), with y = sqrt(2 / pi) * (x + 0.044715 x^3)
-    activated = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    peak = tl.maximum(tl.max(tl.abs(activated)), 1e-12)
-    scaled = activated * (largest / peak)
-    if whole:  # the nearest, ties to even: above 2^23 float32 has no digits after the point
-        scaled = scaled + 12582912.0 - 12582912.0
-    tl.store(rounded + row * depth + k, scaled.to(rounded.dtype.element_ty), mask=inside)
+    at = row * (parts * block) + tl.arange(0, block)
+    kept = ()
+    peak = 1e-12
+    for part in tl.static_range(parts):
+        x = tl.load(rows + at + part * block).to(tl.float32)
+        # x / 2 * (1 + tanh(y)) = x / (1 + exp(-2 y)), with y = sqrt(2 / pi) * (x + 0.044715 x^3)
+        e = tl.exp2(-2.302208198 * (x + 0.044715 * x * x * x))
+        activated = x * tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;",
+            "=f,f",
+            [1.0 + e],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+        peak = tl.maximum(peak, tl.max(tl.abs(activated)))
+        kept = kept + (activated,)  # type: ignore[assignment]  # noqa: RUF005
+    factor = largest / peak
+    for part in tl.static_range(parts):
+        scaled = kept[part] * factor
+        if whole:
+            # From 1.5 * 2^23 on float32 has no digits after the point, and its last bits count.
+            result = (scaled + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
+        else:
+            result = scaled.to(rounded.dtype.element_ty)
+        tl.store(rounded + at + part * block, result)
     tl.store(scale + row, peak / largest)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _ranges_kernel(  # type: ignore[no-untyped-def]
+    tokens,
+    ranges,
+    num_tokens,
+    width,
+    stride,
+    block: tl.constexpr,
+    rows: tl.constexpr,
+    steps: tl.constexpr,
+):
+    """Least, largest and sum of some channels over some tokens of one sample."""
+    part, sample = tl.program_id(0), tl.program_id(2)
+    c = tl.program_id(1) * block + tl.arange(0, block)
+    tokens += sample.to(tl.int64) * num_tokens * width
+    least = tl.full((rows, block), float("inf"), tl.float32)
+    most = tl.full((rows, block), float("-inf"), tl.float32)
+    total = tl.zeros((rows, block), tl.float32)
+    for step in range(steps):
+        r = (part * steps + step) * rows + tl.arange(0, rows)
+        inside = (r < num_tokens)[:, None]
+        at = r.to(tl.int64)[:, None] * width + c[None, :]
+        x = tl.load(tokens + at, mask=inside, other=0.0).to(tl.float32)
+        least = tl.minimum(least, tl.where(inside, x, float("inf")))
+        most = tl.maximum(most, tl.where(inside, x, float("-inf")))
+        total += x
+    ranges += (sample * tl.num_programs(0) + part) * width + c
+    tl.store(ranges, tl.min(least, 0))
+    tl.store(ranges + stride, tl.max(most, 0))
+    tl.store(ranges + 2 * stride, tl.sum(total, 0))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
