@@ -3,9 +3,10 @@
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from diffusers.models.upsampling import CogVideoXUpsample3D
 
 from vidgen_ray.model.acceleration import enable_tiling
-from vidgen_ray.model.decoder import ActivatedNorm, fuse_decoder
+from vidgen_ray.model.decoder import ActivatedNorm, PhasedUpsample, fuse_decoder
 from vidgen_ray.model.untrained import ARCHITECTURES
 
 
@@ -32,8 +33,25 @@ def test_frames_are_those_of_diffusers(num_latent_frames: int, tiled: bool) -> N
     latents = torch.randn(1, vae.config.latent_channels, num_latent_frames, height, width)
     expected = decode(vae, latents)
     fuse_decoder(vae)
-    assert sum(isinstance(module, ActivatedNorm) for module in vae.decoder.modules()) > 4
+    kinds = [type(module) for module in vae.decoder.modules()]
+    assert kinds.count(ActivatedNorm) > 4
+    assert kinds.count(PhasedUpsample) > 1
+    assert CogVideoXUpsample3D not in kinds
     torch.testing.assert_close(decode(vae, latents), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("compress_time", [False, True])
+def test_four_small_convolutions_enlarge_as_one_large_does(
+    num_frames: int, compress_time: bool
+) -> None:
+    torch.manual_seed(0)
+    upsample = CogVideoXUpsample3D(3, 5, compress_time=compress_time)
+    features = torch.randn(2, 3, num_frames, 4, 6)
+    with torch.no_grad():
+        expected = upsample(features)
+        phased = PhasedUpsample(upsample)(features)
+    torch.testing.assert_close(phased, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_batch_is_decoded_as_its_clips_are() -> None:

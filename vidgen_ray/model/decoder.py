@@ -83,6 +83,9 @@ class PhasedUpsample(nn.Module):
     where there were 9; and a frame that is repeated is convolved once.
     """
 
+    weight: torch.Tensor
+    bias: torch.Tensor
+
     def __init__(self, upsample: CogVideoXUpsample3D) -> None:
         super().__init__()
         weight, bias = upsample.conv.weight.detach(), upsample.conv.bias.detach()
@@ -91,8 +94,9 @@ class PhasedUpsample(nn.Module):
         self.register_buffer("bias", bias.repeat(len(_PHASES)))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Features [B, C, T, H, W] to [B, C, T or 2T or 2T - 1, 2H, 2W]."""
-        batch, channels, num_frames, height, width = inputs.shape
+        """Features [B, C, T, H, W] to [B, D, T or 2T or 2T - 1, 2H, 2W]."""
+        batch, _, num_frames, height, width = inputs.shape
+        channels = len(self.bias) // len(_PHASES)
         frames = inputs.transpose(1, 2).flatten(0, 1)
         phases = functional.conv2d(frames, self.weight, self.bias, padding=1)
         phases = phases.unflatten(0, (batch, -1)).transpose(1, 2)
