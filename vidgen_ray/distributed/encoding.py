@@ -4,6 +4,7 @@ Two passes, prompts then clips, so that each has the GPUs to itself. What a pass
 in shards, found again by key: a rerun encodes what is missing.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vidgen_ray.config import Config, Section
+from vidgen_ray.config import Config, EncodingConfig, Section
 from vidgen_ray.datasets.metadata import read_metadata
 from vidgen_ray.distributed.board import start_board
 from vidgen_ray.distributed.cluster import connected, pool_size
@@ -157,12 +158,14 @@ def _encode_prompts(
     rows = [{"key": key, "prompt": text} for key, text in by_key.items() if key not in there]
     if rows:
         batch = config.encoding.prompts_per_batch
+        share = math.ceil(config.encoding.num_gpus_per_worker)  # T5 fills a GPU
+        encoding = config.encoding.model_copy(update={"num_gpus_per_worker": share})
         dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // batch)).map_batches(
             EncodePrompts,
             fn_constructor_args=(config,),
             batch_size=batch,
             batch_format="pyarrow",
-            **_pool(config, -(-len(rows) // batch)),
+            **_pool(encoding, -(-len(rows) // batch)),
         )
         dataset = dataset.map_batches(
             write_prompts,
@@ -195,7 +198,7 @@ def _encode_clips(
             EncodeClips,
             fn_constructor_args=(stage,),
             max_concurrency=2,  # Ray calls it singly, and fetches the next clip beside the call
-            **_pool(config, len(rows)),
+            **_pool(config.encoding, len(rows)),
         )
         .map_batches(
             write_clips,
@@ -215,9 +218,8 @@ def _encode_clips(
         yield row
 
 
-def _pool(config: Config, num_tasks: int) -> dict[str, Any]:
+def _pool(encoding: EncodingConfig, num_tasks: int) -> dict[str, Any]:
     """Resources of a stage with a part of the model."""
-    encoding = config.encoding
     context = DataContext.get_current()
     context.wait_for_min_actors_s = int(encoding.worker_start_timeout_s)
     pool = pool_size(

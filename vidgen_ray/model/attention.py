@@ -202,8 +202,8 @@ def _channel_ranges(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.device.type == "cuda":
         from vidgen_ray.model.triton_kernels import channel_ranges  # Triton comes with CUDA's torch
 
-        ranges: torch.Tensor = channel_ranges(tensor)
-        return ranges
+        least, most, total = channel_ranges(tensor).unbind(0)
+        return torch.stack([least.amin(1), most.amax(1), total.sum(1) / tensor.shape[1]])
     numbers = tensor.float()
     return torch.stack([numbers.amin(1), numbers.amax(1), numbers.mean(1)])
 

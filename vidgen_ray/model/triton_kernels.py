@@ -23,8 +23,8 @@ _BLOCK_M, _BLOCK_N, _BLOCK_K = 256, 128, 128
 _GROUP = 8  # rows of blocks
 _GELU_BLOCK = 4096  # numbers of a row read at once
 _RANGE_BLOCK = 512  # channels that one program reads
-_RANGE_ROWS = 16  # tokens read at once
-_RANGE_STEPS = 8  # times that one program does so
+_RANGE_ROWS = 64  # tokens that it reads
+_RANGE_WARPS = 8
 _NORM_BLOCK = 8192  # numbers read at once
 _NORM_PARTS = 16  # such blocks that one program sums
 
@@ -104,13 +104,17 @@ def _(rows: torch.Tensor, storage: torch.dtype) -> tuple[torch.Tensor, torch.Ten
 
 @torch.library.custom_op("vidgen_ray::channel_ranges", mutates_args=())
 def channel_ranges(tokens: torch.Tensor) -> torch.Tensor:
-    """Least, largest and mean of each channel of tokens [B, S, H, D]: float32 [3, B, H, D]."""
+    """Least, largest and sum of each channel of tokens [B, S, H, D]: float32 [3, B, parts, H, D].
+
+    Each part holds some of the tokens.
+    """
     batch, num_tokens, num_heads, head_dim = tokens.shape
     tokens = tokens.contiguous()
     width = num_heads * head_dim
     block = math.gcd(width, _RANGE_BLOCK)
-    num_parts = triton.cdiv(num_tokens, _RANGE_ROWS * _RANGE_STEPS)
-    ranges = tokens.new_empty(3, batch, num_parts, width, dtype=torch.float32)
+    num_parts = triton.cdiv(num_tokens, _RANGE_ROWS)
+    shape = (3, batch, num_parts, num_heads, head_dim)
+    ranges = tokens.new_empty(shape, dtype=torch.float32)
     _ranges_kernel[(num_parts, width // block, batch)](
         tokens,
         ranges,
@@ -119,18 +123,16 @@ def channel_ranges(tokens: torch.Tensor) -> torch.Tensor:
         ranges.stride(0),
         block=block,
         rows=_RANGE_ROWS,
-        steps=_RANGE_STEPS,
-        num_warps=8,
+        num_warps=_RANGE_WARPS,
     )
-    least, most, total = ranges.unbind(0)
-    found = torch.stack([least.amin(1), most.amax(1), total.sum(1) / num_tokens])
-    return found.view(3, batch, num_heads, head_dim)
+    return ranges
 
 
 @channel_ranges.register_fake
 def _(tokens: torch.Tensor) -> torch.Tensor:
-    batch, _, num_heads, head_dim = tokens.shape
-    return tokens.new_empty(3, batch, num_heads, head_dim, dtype=torch.float32)
+    batch, num_tokens, num_heads, head_dim = tokens.shape
+    num_parts = triton.cdiv(num_tokens, _RANGE_ROWS)
+    return tokens.new_empty(3, batch, num_parts, num_heads, head_dim, dtype=torch.float32)
 
 
 def activated_norm(
@@ -233,27 +235,18 @@ def _ranges_kernel(  # type: ignore[no-untyped-def]
     stride,
     block: tl.constexpr,
     rows: tl.constexpr,
-    steps: tl.constexpr,
 ):
     """Least, largest and sum of some channels over some tokens of one sample."""
     part, sample = tl.program_id(0), tl.program_id(2)
     c = tl.program_id(1) * block + tl.arange(0, block)
-    tokens += sample.to(tl.int64) * num_tokens * width
-    least = tl.full((rows, block), float("inf"), tl.float32)
-    most = tl.full((rows, block), float("-inf"), tl.float32)
-    total = tl.zeros((rows, block), tl.float32)
-    for step in range(steps):
-        r = (part * steps + step) * rows + tl.arange(0, rows)
-        inside = (r < num_tokens)[:, None]
-        at = r.to(tl.int64)[:, None] * width + c[None, :]
-        x = tl.load(tokens + at, mask=inside, other=0.0).to(tl.float32)
-        least = tl.minimum(least, tl.where(inside, x, float("inf")))
-        most = tl.maximum(most, tl.where(inside, x, float("-inf")))
-        total += x
+    r = part * rows + tl.arange(0, rows)
+    inside = (r < num_tokens)[:, None]
+    at = (sample * num_tokens + r).to(tl.int64)[:, None] * width + c[None, :]
+    x = tl.load(tokens + at, mask=inside, other=0.0).to(tl.float32)
     ranges += (sample * tl.num_programs(0) + part) * width + c
-    tl.store(ranges, tl.min(least, 0))
-    tl.store(ranges + stride, tl.max(most, 0))
-    tl.store(ranges + 2 * stride, tl.sum(total, 0))
+    tl.store(ranges, tl.min(tl.where(inside, x, float("inf")), 0))
+    tl.store(ranges + stride, tl.max(tl.where(inside, x, float("-inf")), 0))
+    tl.store(ranges + 2 * stride, tl.sum(x, 0))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
