@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--first", type=int, default=0, help="number of the first clip")
     parser.add_argument("--steps", type=int, help="instead of the configuration's")
+    parser.add_argument("--guidance", type=float, help="likewise")
     parser.add_argument("--perturb", type=float, default=0.0)
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
@@ -97,17 +98,19 @@ def main() -> None:
             _perturbed(a.checkpoint, Path(work) / "p", a.perturb) if a.perturb else a.checkpoint
         )
         clips = range(a.first, a.first + a.clips)
-        evaluate(checkpoint, a.photos, a.output, clips, num_steps=a.steps)
+        settings = {"num_inference_steps": a.steps, "guidance_scale": a.guidance}
+        evaluate(checkpoint, a.photos, a.output, clips, settings)
 
 
 def evaluate(
-    checkpoint: Path, photos: Path, output: Path, clips: range, *, num_steps: int | None = None
+    checkpoint: Path, photos: Path, output: Path, clips: range, settings: dict[str, float | None]
 ) -> list[ClipResult]:
-    """Make and measure the clips; writes the three files of OUTPUT."""
-    overrides: dict[str, object] = {"model.checkpoint": str(checkpoint)}
-    if num_steps:
-        overrides["generation.num_inference_steps"] = num_steps
-    config = load_config("nano", overrides)
+    """Make and measure the clips; writes the three files of OUTPUT.
+
+    `settings` are fields of a request; of those that are None the configuration's value stays.
+    """
+    generation = {f"generation.{n}": value for n, value in settings.items() if value is not None}
+    config = load_config("nano", {"model.checkpoint": str(checkpoint), **generation})
     engine = Engine(config)
     engine.load()
     output.mkdir(parents=True, exist_ok=True)
