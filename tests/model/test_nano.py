@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from diffusers import CogVideoXDPMScheduler
 from numpy.typing import NDArray
 
 from recipes.nano.motion import measure_motion, recognise
@@ -14,6 +15,7 @@ from vidgen_ray.generation.engine import Engine, Generation
 from vidgen_ray.generation.quality import judge
 from vidgen_ray.generation.scoring import score_video
 from vidgen_ray.generation.validation import measure_look
+from vidgen_ray.model.untrained import SCHEDULE
 from vidgen_ray.schema import resolve_request
 
 PHOTO = Path(__file__).parents[2] / "data" / "samples" / "sample_image_3.png"
@@ -97,6 +99,18 @@ def test_ten_steps_are_nearly_as_good_as_twenty() -> None:
     ten, twenty = (make("pull out", steps=steps).video.frames for steps in (10, 20))
     assert recognise(ten)[0] == recognise(twenty)[0] == "pull_out"
     assert psnr(ten[-1], twenty[-1]) > 20
+
+
+def test_the_last_of_the_configured_steps_ends_without_noise() -> None:
+    """Of 11 steps, of 13 and of others diffusers' last one ends at timestep 0, which has noise."""
+    scheduler = CogVideoXDPMScheduler(**SCHEDULE)
+
+    def end(num_steps: int) -> int:
+        scheduler.set_timesteps(num_steps)
+        return int(scheduler.timesteps[-1]) - scheduler.config.num_train_timesteps // num_steps
+
+    assert end(CONFIG.generation.num_inference_steps) < 0
+    assert end(11) == end(13) == 0
 
 
 @pytest.mark.slow
