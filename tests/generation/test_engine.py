@@ -238,7 +238,10 @@ def test_profiles_change_what_they_name_and_are_recorded(
     engine = Engine(config)
     plain = engine.generate(make_request(config, photo))
     exact = engine.generate(make_request(config, photo, mode="optimized"))
-    np.testing.assert_array_equal(plain.video.frames, exact.video.frames)
+    np.testing.assert_array_equal(plain.latents, exact.latents)
+    rounding = np.abs(exact.video.frames.astype(int) - plain.video.frames)
+    assert rounding.max() <= 1
+    assert rounding.mean() < 1e-3
     ddim = engine.generate(make_request(config, photo, mode="optimized", profile="ddim"))
     assert ddim.model.scheduler == "CogVideoXDDIMScheduler"
     assert (ddim.video.frames != plain.video.frames).any()

@@ -61,7 +61,7 @@ def latent_error(generation: Generation, baseline: Generation) -> float:
 
 
 @pytest.mark.smoke
-def test_exact_is_the_baseline_bit_for_bit_and_says_what_it_used(
+def test_exact_is_the_baseline_up_to_the_decoders_rounding_and_says_what_it_used(
     engine: Engine, config: Config, photo: Path, baseline: Generation
 ) -> None:
     generation = engine.generate(make_request(config, photo, "exact"))
@@ -69,7 +69,10 @@ def test_exact_is_the_baseline_bit_for_bit_and_says_what_it_used(
     assert generation.model.acceleration is not None
     assert generation.model.acceleration.attention == "native"
     assert generation.model.acceleration.num_computed_steps == 6
-    np.testing.assert_array_equal(generation.video.frames, baseline.video.frames)
+    np.testing.assert_array_equal(generation.latents, baseline.latents)
+    rounding = np.abs(generation.video.frames.astype(int) - baseline.video.frames)
+    assert rounding.max() <= 1
+    assert rounding.mean() < 1e-3
 
 
 @pytest.mark.parametrize(
