@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+from collections import Counter
 from typing import Any, Literal
 
 from pydantic import BaseModel
-from ray import serve
+from ray.serve.context import _get_global_client
 
 from vidgen_ray import __version__
 from vidgen_ray.config import Config
@@ -111,17 +112,19 @@ class Vitals:
         )
 
     def _deployments(self) -> dict[str, DeploymentHealth]:
+        # Not `serve.status()`: it pickles every router anew, for which all who ask wait 0.1 s.
+        client = _get_global_client()
         try:
-            app = serve.status().applications.get(self._app)
+            app = client.get_serve_details()["applications"].get(self._app) if client else None
         except Exception as error:  # the controller is away, or comes back
             logger.warning("no status from Serve: %s", error)
             return {}
         return {
             name: DeploymentHealth(
-                status=str(deployment.status.value),
-                replicas={str(state): n for state, n in deployment.replica_states.items()},
+                status=deployment["status"].value,
+                replicas=Counter(replica["state"].value for replica in deployment["replicas"]),
             )
-            for name, deployment in (app.deployments if app else {}).items()
+            for name, deployment in (app["deployments"] if app else {}).items()
         }
 
     def _counts(self) -> dict[str, int] | None:
