@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator
 
@@ -11,21 +12,24 @@ from vidgen_ray.errors import StoreError
 
 logger = logging.getLogger("ray.serve")
 
+_READINGS_APART_S = 0.02  # a crowd of polls shares fifty readings a second
 _INTERVAL_S = 0.1
-_INTERVAL_S_PER_FOLLOWER = 0.002  # a crowd is told less often, or it would be all there is to do
+_WOKEN_AT_ONCE = 10
+_WAKING_PAUSE_S = 0.02
 _RETRY_S = 1.0
 _REPEAT_S = 15.0  # so that nothing on the way takes a silent connection for a dead one
 
 
 class Watch:
     """Jobs for polls, and changes to them for followers. Nothing that was read is kept for later:
-    whoever asks while the store is being read waits for the next reading.
+    whoever asks while the store is being read, or just after, waits for the next reading.
     """
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._asked: dict[str, asyncio.Future[Job | None]] = {}
         self._reading: asyncio.Task[None] | None = None
+        self._read_at = 0.0
         self._followers: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._following: asyncio.Task[None] | None = None
 
@@ -50,7 +54,8 @@ class Watch:
             yield seen
             while seen is not None and not seen.has_ended:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), _REPEAT_S)
+                    async with asyncio.timeout(_REPEAT_S):  # cheaper than `wait_for`, by a task
+                        await changed.wait()
                 due = not changed.is_set()
                 changed.clear()
                 with contextlib.suppress(StoreError):
@@ -73,6 +78,8 @@ class Watch:
 
     async def _read(self) -> None:
         while self._asked:
+            await asyncio.sleep(self._read_at + _READINGS_APART_S - time.monotonic())
+            self._read_at = time.monotonic()
             asked, self._asked = self._asked, {}
             try:
                 jobs = await asyncio.to_thread(self._store.get_many, list(asked))
@@ -94,13 +101,19 @@ class Watch:
                 await asyncio.sleep(_RETRY_S)
                 continue
             now = {job_id: _visible(jobs.get(job_id)) for job_id in self._followers}
-            for job_id, state in now.items():
-                if job_id not in known or known[job_id] != state:
-                    for changed in self._followers[job_id]:
-                        changed.set()
+            waking = [
+                changed
+                for job_id, state in now.items()
+                if job_id not in known or known[job_id] != state
+                for changed in self._followers[job_id]
+            ]
             known = now
-            number = sum(len(followers) for followers in self._followers.values())
-            await asyncio.sleep(_INTERVAL_S + number * _INTERVAL_S_PER_FOLLOWER)
+            # Few at a time, so that polls are answered in between; a crowd is told less often.
+            for start in range(0, len(waking), _WOKEN_AT_ONCE):
+                for changed in waking[start : start + _WOKEN_AT_ONCE]:
+                    changed.set()
+                await asyncio.sleep(_WAKING_PAUSE_S)
+            await asyncio.sleep(_INTERVAL_S)
 
 
 def _visible(job: Job | None) -> tuple[str, int, int, int] | None:
