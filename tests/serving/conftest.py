@@ -72,6 +72,12 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def _priority_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment that a test makes in its own process must not slow the tests that follow."""
+    monkeypatch.setattr(os, "nice", lambda _: 0)
+
+
 @dataclass
 class Hook:
     """A receiver of webhooks. It answers `answers` in turn, then 204."""

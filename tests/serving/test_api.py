@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import select
 import socket
 import struct
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 from serving_process import Server, picture, until
 
-from vidgen_ray.config import load_config
+from vidgen_ray.config import has_nvidia_gpu, load_config
 from vidgen_ray.schema import GenerationRecord
 from vidgen_ray.video_io import read_video
 
@@ -497,3 +498,24 @@ def bomb(width: int, height: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads Linux's list of threads")
+@pytest.mark.skipif(has_nvidia_gpu(), reason="where there is a GPU, it shall not wait for its CPU")
+def test_those_who_make_clips_stand_back_behind_those_who_answer(
+    server: Server, client: httpx.Client
+) -> None:
+    assert ended(client, post(client).json()["id"])["status"] == "completed"
+    answering = niceness(server, "vidgen:Ingress")
+    assert min(answering) == max(answering)
+    for name in ("vidgen:Generator", "vidgen:Scorer"):
+        assert max(niceness(server, name)) > max(answering)
+
+
+def niceness(server: Server, title: str) -> list[int]:
+    """Of every thread of these processes."""
+    return [
+        os.getpriority(os.PRIO_PROCESS, thread.id)
+        for process in server.processes(title)
+        for thread in process.threads()
+    ]

@@ -1,10 +1,12 @@
 """The deployment that holds the model: one clip at a time, whatever Serve's clients do."""
 
 import asyncio
+import gc
 import threading
 import time
 
 from vidgen_ray.distributed.serving.arguments import ServingArguments
+from vidgen_ray.distributed.serving.priority import step_aside
 from vidgen_ray.distributed.serving.tasks import ClipTask, Made
 
 _STALLED_S = 120.0
@@ -14,11 +16,15 @@ class Generator:
     """One model on one device. Weights are loaded before the replica counts as ready."""
 
     def __init__(self, arguments: ServingArguments) -> None:
-        # Imports torch, which takes seconds and which only a replica needs.
+        step_aside()
+        # Imports torch, which takes seconds and which only a replica needs. All of it stays, so
+        # that looking for garbage meanwhile would only take longer.
+        gc.disable()
         from vidgen_ray.distributed.serving.making import ClipMaker
 
         self._clip_timeout_s = arguments.clip_timeout_s
         self._maker = ClipMaker(arguments)
+        gc.enable()
         # Serve does not stop a thread whose caller left: the next clip must wait for it here.
         self._lock = threading.Lock()
         self._deadline: float | None = None

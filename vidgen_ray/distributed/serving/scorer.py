@@ -6,6 +6,7 @@ import logging
 from vidgen_ray.config import load_config
 from vidgen_ray.distributed.metrics import ClipMetrics
 from vidgen_ray.distributed.serving.arguments import ServingArguments
+from vidgen_ray.distributed.serving.priority import step_aside
 from vidgen_ray.distributed.serving.tasks import Made, Settled
 from vidgen_ray.errors import ArtifactError
 from vidgen_ray.generation import attempts
@@ -19,6 +20,7 @@ class Scorer:
     """What follows the Generator: score, verdict, clip and record in the output store."""
 
     def __init__(self, arguments: ServingArguments) -> None:
+        step_aside()
         self._arguments = arguments
         self._quality = load_config(arguments.config, arguments.settings).quality
         self._artifacts = ArtifactStore(arguments.output)
