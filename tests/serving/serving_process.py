@@ -43,7 +43,7 @@ def until(condition: Callable[[], T], timeout_s: float = 60, every_s: float = 0.
 
 def application(name: str, prefix: str, args: dict[str, Any], **generator: Any) -> dict[str, Any]:
     """An application of a Serve config that asks for no CPUs, so that any number fit."""
-    deployments = [
+    deployments: list[dict[str, Any]] = [
         {"name": "Ingress", "graceful_shutdown_timeout_s": 5},
         {"name": "Dispatcher", "graceful_shutdown_timeout_s": 60},
         {"name": "Generator", "graceful_shutdown_timeout_s": 60, **generator},
@@ -51,6 +51,8 @@ def application(name: str, prefix: str, args: dict[str, Any], **generator: Any) 
     ]
     for deployment in deployments:
         deployment["ray_actor_options"] = {"num_cpus": 0, "num_gpus": 0}
+    one_thread = {"env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}}
+    deployments[0]["ray_actor_options"]["runtime_env"] = one_thread  # as the shipped files have it
     return {
         "name": name,
         "route_prefix": prefix,
