@@ -161,10 +161,11 @@ async def crowd(session: Session, image: bytes, clients: int, seconds: float) ->
             await until_end(session, current)
 
     async def poll() -> None:
+        # Each in its own second: after a stall they would all come at once, for ever.
+        phase = time.perf_counter()
         while time.monotonic() < stop:
-            start = time.perf_counter()
             await measured.ask(session, "poll", "GET", f"/v1/videos/{current}")
-            await asyncio.sleep(max(0.0, 1 - (time.perf_counter() - start)))
+            await asyncio.sleep(1 - (time.perf_counter() - phase) % 1)
 
     async def follow() -> None:
         while time.monotonic() < stop:
@@ -172,7 +173,7 @@ async def crowd(session: Session, image: bytes, clients: int, seconds: float) ->
                 async for line in answer.content:
                     if line.startswith(b"event:"):
                         events[line.decode().split()[1]] += 1
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(random.uniform(0, 3))  # as browsers do
 
     async def guarded(index: int) -> None:
         await asyncio.sleep(3 * index / clients)
