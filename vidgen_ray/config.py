@@ -181,7 +181,7 @@ class EncodingConfig(Section):
     skip_marks: list[str] = []  # leave out clips that `dataset check` marked with one of these
     clips_per_shard: int = Field(8, ge=1)  # committed together, so this many are lost by a kill
     prompts_per_batch: int = Field(8, ge=1)
-    num_gpus_per_worker: float = Field(0.5, ge=0)  # two VAEs: one computes while one fetches
+    num_gpus_per_worker: float = Field(1, ge=0)
     num_cpus_per_worker: float = Field(1, gt=0)
     num_cpus_per_decode: float = Field(1, gt=0)
     min_workers: int = Field(1, ge=1)

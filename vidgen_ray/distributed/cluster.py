@@ -31,6 +31,10 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    advice = (
+        "start a cluster with `ray start --head`, or leave --address and RAY_ADDRESS out to run on "
+        "this machine"
+    )
     try:
         if address in {None, "local"}:
             # Two logical CPUs at least: a worker holds one while others read, score and save.
@@ -44,11 +48,15 @@ def connected(address: str | None) -> Iterator[None]:
             _OURS.add(ray.get_runtime_context().gcs_address)
         else:
             _knock(address or "")
+            if "RAY_AUTH_MODE" not in os.environ:
+                advice = (
+                    "somebody listens there, and may want a token, as does what `ray start` begins "
+                    "where ~/.ray/auth_token exists: set RAY_AUTH_MODE=token"
+                )
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ConfigError(
-            f"ray: cannot connect to {address or 'local'}: {error}; start a cluster with "
-            "`ray start --head`, or leave --address and RAY_ADDRESS out to run on this machine"
+            f"ray: cannot connect to {address or 'local'}: {error}; {advice}"
         ) from None
     # Ray Data would draw its own progress under ours.
     DataContext.get_current().enable_progress_bars = False

@@ -22,9 +22,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 _BLOCK_M, _BLOCK_N, _BLOCK_K = 256, 128, 128
 _GROUP = 8  # rows of blocks
 _GELU_BLOCK = 4096  # numbers of a row read at once
-_RANGE_BLOCK = 512  # channels that one program reads
-_RANGE_ROWS = 64  # tokens that it reads
-_RANGE_WARPS = 8
+_RANGE_BLOCK = 128  # channels that one program reads
+_RANGE_ROWS = 128  # tokens that it reads
+_RANGE_WARPS = 4
 _NORM_BLOCK = 8192  # numbers read at once
 _NORM_PARTS = 16  # such blocks that one program sums
 
