@@ -44,6 +44,7 @@ def tiny_overrides(tiny_folder: Path) -> dict[str, object]:
         "generation.width": 96,
         "generation.num_inference_steps": 3,
         "generation.guidance_scale": 6.0,
+        "generation.mode": "baseline",
         "quality.max_attempts": 1,
     }
 

@@ -25,7 +25,7 @@ def test_field_beats_command_line_beats_profile_beats_configuration() -> None:
 
 
 def test_optimized_without_a_profile_means_the_configured_one() -> None:
-    config = load_config("nano", {"default_profile": "fast"})
+    config = load_config("nano", {"default_profile": "fast", "generation.mode": "baseline"})
     assert resolve_request({**FIELDS, "mode": "optimized"}, config).profile == "fast"
     assert resolve_request(FIELDS, config).profile is None
     with pytest.raises(ValidationError, match="needs mode: optimized"):

@@ -19,7 +19,8 @@ from diffusers import (
 )
 from transformers import T5EncoderModel, T5Tokenizer
 
-from vidgen_ray.model.untrained import CARD_NAME, SCHEDULE
+from vidgen_ray.model.checkpoint import CARD_NAME
+from vidgen_ray.model.untrained import SCHEDULE
 
 MAX_BYTES = 30_000_000
 SHIPPED_TEXTS = ("MODEL_CARD.md", "images.csv")

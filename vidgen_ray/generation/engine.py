@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -30,7 +30,7 @@ from vidgen_ray.model.acceleration import (
     choose_options,
 )
 from vidgen_ray.model.adapters import Adapter
-from vidgen_ray.model.checkpoint import Checkpoint, Pipeline, load_pipeline, open_checkpoint
+from vidgen_ray.model.checkpoint import Checkpoint, load_pipeline, open_checkpoint
 from vidgen_ray.model.device import (
     choose_device,
     describe_device,
@@ -46,6 +46,9 @@ from vidgen_ray.schema import (
     StageTimes,
     Video,
 )
+
+if TYPE_CHECKING:
+    from vidgen_ray.model.checkpoint import Pipeline
 
 OnStep = Callable[[int, int], None]
 Cancelled = Callable[[], bool]
@@ -186,7 +189,7 @@ class Engine:
         self._unload()
         raise OutOfMemory(advice)
 
-    def _run(self, pipeline: Pipeline, clip: "_Clip", clock: StageClock) -> "_Made | None":
+    def _run(self, pipeline: "Pipeline", clip: "_Clip", clock: StageClock) -> "_Made | None":
         request, watch = clip.request, clip.watch
         assert self._loaded is not None
         denoiser = self._loaded.applied.denoiser
@@ -196,7 +199,7 @@ class Engine:
         with clock.stage("text_s"):
             prompt_embeds, negative_prompt_embeds = self._encode(pipeline, request)
 
-        def after_step(_pipeline: Pipeline, step: int, _t: Any, tensors: dict[str, Any]) -> Any:
+        def after_step(_pipeline: "Pipeline", step: int, _t: Any, tensors: dict[str, Any]) -> Any:
             watch.step(step + 1, request.num_inference_steps)
             return tensors
 
@@ -233,7 +236,7 @@ class Engine:
             return _Made(frames, latents, num_computed)
 
     def _encode(
-        self, pipeline: Pipeline, request: GenerationRequest
+        self, pipeline: "Pipeline", request: GenerationRequest
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeddings of the prompts; those of the last ones are kept."""
         assert self._loaded is not None
@@ -267,7 +270,7 @@ class Engine:
             )
         return self._choices[key]
 
-    def _ready(self, options: Options, worn: "Worn | None", clock: StageClock) -> Pipeline:
+    def _ready(self, options: Options, worn: "Worn | None", clock: StageClock) -> "Pipeline":
         """The pipeline with these options and this adapter, loaded anew only where it must be."""
         if self._loaded is None or self._loaded.options != options:
             self._unload()
@@ -345,7 +348,7 @@ class Worn:
 @dataclass(frozen=True)
 class _Loaded:
     options: Options
-    pipeline: Pipeline
+    pipeline: "Pipeline"
     applied: Applied
     worn: Worn | None = None
     prompts: dict[tuple[str, str, bool], tuple[torch.Tensor, torch.Tensor | None]] = field(

@@ -1,37 +1,40 @@
-"""Checkpoints: find a diffusers folder or hub id, read its facts, load it as a pipeline."""
+"""Checkpoints: find a diffusers folder or hub id, read its facts, load it as a pipeline.
+
+Torch, diffusers and transformers take seconds to import, so that they wait until weights load:
+whoever only checks requests does without them.
+"""
 
 import hashlib
 import json
+import math
 import re
 import struct
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import diffusers
-import torch
-import transformers
-from diffusers import CogVideoXImageToVideoPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import safe_open
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
 
 from vidgen_ray.config import Dtype, ModelConfig
 from vidgen_ray.errors import ConfigError, RequestError
-from vidgen_ray.model.untrained import (
-    CARD_NAME,
-    MADE_ON_LOAD,
-    PARTS,
-    count_parameters,
-    make_weights,
-)
 from vidgen_ray.schema import GenerationRequest
 
+if TYPE_CHECKING:
+    import torch
+    from diffusers import CogVideoXImageToVideoPipeline
+
+    Pipeline: TypeAlias = CogVideoXImageToVideoPipeline
+
 EMBEDDED_FOLDER = Path(__file__).parent / "nano"
-Pipeline = CogVideoXImageToVideoPipeline
+CARD_NAME = "vidgen.json"
+MADE_ON_LOAD = "made on load"
+PARTS = ("transformer", "vae", "text_encoder")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SPATIAL_STRIDE = 8
@@ -73,10 +76,12 @@ class Checkpoint:
     def num_parameters(self) -> dict[str, int]:
         """Parameters of each part, read from the headers of its safetensors files."""
         if self.made_on_load:
+            from vidgen_ray.model.untrained import count_parameters
+
             return count_parameters(self.folder)
         return {part: _count_parameters(self.folder / part) for part in PARTS}
 
-    def read_weight(self, part: str, name: str) -> torch.Tensor:
+    def read_weight(self, part: str, name: str) -> "torch.Tensor":
         """One tensor of a part's safetensors files. Raises ConfigError."""
         for path in sorted((self.folder / part).glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
@@ -89,8 +94,19 @@ class Checkpoint:
         )
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+    def _count_tokens(self) -> Callable[[str], int]:
+        """How many tokens a text has, with the one that ends it."""
+        file = self.folder / "tokenizer" / "tokenizer.json"
+        if file.is_file():
+            tokenizer = Tokenizer.from_file(str(file))
+            tokenizer.no_truncation()  # a file may ask for it
+            tokenizer.no_padding()
+            return lambda text: len(tokenizer.encode(text).ids)
+        from transformers import AutoTokenizer
+
+        quiet()
+        converted = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        return lambda text: len(converted(text).input_ids)
 
     @cached_property
     def _max_text_tokens(self) -> int:
@@ -101,7 +117,7 @@ class Checkpoint:
         """Refuse what this checkpoint was not trained for. Raises RequestError."""
         self._check_shape(request)
         for field in ("prompt", "negative_prompt"):
-            num_tokens = len(self._tokenizer(getattr(request, field)).input_ids)
+            num_tokens = self._count_tokens(getattr(request, field))
             if num_tokens > self._max_text_tokens:
                 raise RequestError(
                     f"{field}: must be at most {self._max_text_tokens} tokens, got {num_tokens}; "
@@ -135,10 +151,9 @@ def open_checkpoint(model: ModelConfig, *, weights: bool = True) -> Checkpoint:
     A hub id is downloaded into the hub's cache; `weights=False` takes its small files alone, enough
     to check requests on a machine that will not run the model. Raises ConfigError.
     """
-    quiet()
     folder, commit = _locate(model, weights)
     index = _read_json(folder / "model_index.json")
-    wanted = CogVideoXImageToVideoPipeline.__name__
+    wanted = "CogVideoXImageToVideoPipeline"
     if index.get("_class_name") != wanted:
         raise ConfigError(
             f"model.checkpoint: {folder} must hold a {wanted}, got {index.get('_class_name')}; "
@@ -159,13 +174,19 @@ def open_checkpoint(model: ModelConfig, *, weights: bool = True) -> Checkpoint:
 
 
 def load_pipeline(
-    checkpoint: Checkpoint, dtype: Dtype, device: torch.device | None = None
-) -> CogVideoXImageToVideoPipeline:
+    checkpoint: Checkpoint, dtype: Dtype, device: "torch.device | None" = None
+) -> "Pipeline":
     """The checkpoint as a diffusers pipeline on the CPU, in `dtype`. Raises ConfigError.
 
     One whose weights are made on loading (`make_checkpoint(weights=False)`) is made on `device`.
     """
+    import torch
+    from diffusers import CogVideoXImageToVideoPipeline
+
+    quiet()
     if checkpoint.made_on_load:
+        from vidgen_ray.model.untrained import make_weights
+
         pipeline = make_weights(
             checkpoint.folder, dtype=getattr(torch, dtype), device=str(device or "cpu")
         )
@@ -199,6 +220,9 @@ def is_cached(model: ModelConfig) -> bool:
 
 def quiet() -> None:
     """Keep the libraries' bars and notices off the terminal; errors still come."""
+    import diffusers
+    import transformers
+
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -257,7 +281,7 @@ def _count_parameters(folder: Path) -> int:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        total += sum(torch.Size(tensor["shape"]).numel() for tensor in header.values())
+        total += sum(math.prod(tensor["shape"]) for tensor in header.values())
     return total
 
 

@@ -21,9 +21,7 @@ from diffusers import (
 )
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-CARD_NAME = "vidgen.json"
-MADE_ON_LOAD = "made on load"
-PARTS = ("transformer", "vae", "text_encoder")
+from vidgen_ray.model.checkpoint import CARD_NAME, MADE_ON_LOAD, PARTS
 
 _MAX_TEXT_TOKENS = 226
 SCHEDULE = {
