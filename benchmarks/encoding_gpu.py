@@ -7,8 +7,9 @@
 The clips are made, by all cores at once: H.264 of 61 frames at 10 fps and 1.5 times the size that
 the model takes, so that decoding, resampling and cropping are what they would be. Both encode the
 same clips, prompts and noised images. The rate through Ray Data is that of the steady state, as
-`vidgen encode` reports it, plus the prompts'; the whole run with the start of Ray and the workers
-is told beside it. Each figure is printed as soon as it is there, with the seconds since the start.
+`vidgen encode` reports it (without the first quarter of the clips), plus the prompts'; the whole
+run with the start of Ray and the workers is told beside it. Each figure is printed as soon as it is
+there, with the seconds since the start.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--size", choices=["full", "tiny"], default="full")
-    parser.add_argument("--num-clips", type=int, default=20)
+    parser.add_argument("--num-clips", type=int, default=48)
     parser.add_argument("--num-bare-clips", type=int, default=6)
     parser.add_argument("--num-gpus-per-worker", default="1", help="such as 1,0.5")
     a = parser.parse_args()

@@ -1,13 +1,13 @@
-"""The stages of encoding on Ray Data: read and cut a clip, encode it, write a shard.
+"""The stages of encoding on Ray Data that need no model: read and cut a clip, write a shard.
 
-One row is one span of one video. A stage never loses a row: what is wrong with a clip goes into
-`reason`, what is wrong with the run into `fatal`. Rows with either pass the later stages untouched.
+Their workers are many, and start the sooner for it. One row is one span of one video. A stage never
+loses a row: what is wrong with a clip goes into `reason`, what is wrong with the run into `fatal`.
+Rows with either pass the later stages untouched.
 """
 
 import hashlib
 import io
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-import torch
 from PIL import Image
 
 from vidgen_ray.addresses import locate, readable
@@ -24,18 +23,8 @@ from vidgen_ray.distributed.board import activity, begin
 from vidgen_ray.errors import ConfigError, RequestError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.image_io import fit_pixels, read_image
-from vidgen_ray.model.checkpoint import open_checkpoint
-from vidgen_ray.model.device import choose_device, is_out_of_memory, use_cpu
-from vidgen_ray.model.encoders import PromptEncoder, VideoEncoder
-from vidgen_ray.schema import Clip, derive_seed
-from vidgen_ray.training.shards import (
-    LATENTS,
-    PROMPTS,
-    EncodingSettings,
-    latents_row,
-    prompt_row,
-    shard_bytes,
-)
+from vidgen_ray.schema import Clip
+from vidgen_ray.training.shards import LATENTS, PROMPTS, EncodingSettings, shard_bytes
 from vidgen_ray.video_io import check_span, read_span
 
 logger = logging.getLogger(__name__)
@@ -106,50 +95,7 @@ def prepare(row: Row, stage: ClipStage) -> Row:
         made = {"frames": video.frames, "image": pixels, "picture": picture.getvalue()}
         return {**row, **made, "key": key, "decode_s": time.perf_counter() - start}
 
-    return _guard("read", work, row, stage)
-
-
-class EncodeClips:
-    """The stage with the VAE, which loads with the first row that needs it."""
-
-    def __init__(self, stage: ClipStage) -> None:
-        self._stage = stage
-        self._encoder: VideoEncoder | None = None
-
-    def __call__(self, row: Row) -> Row:
-        """Frames become a row of a shard."""
-        if row["reused"]:
-            return _without_cargo(row)
-        return _guard("encode", self._work, row, self._stage)
-
-    def _work(self, row: Row) -> Row:
-        settings = self._stage.settings
-        if self._encoder is None:
-            config = self._stage.config
-            checkpoint = open_checkpoint(config.model)
-            device = _device(config)
-            self._encoder = VideoEncoder(
-                checkpoint, settings.dtype, device, tiling=settings.vae_tiling
-            )
-        start = time.perf_counter()
-        try:
-            posterior = self._encoder.encode_video(row["frames"])
-            images = self._encoder.encode_image(
-                row["image"], settings.num_noised_images, derive_seed(row["key"])
-            )
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise ConfigError(
-                    f"out of memory encoding {settings.num_frames} frames of {settings.height}x"
-                    f"{settings.width}; set model.vae_tiling=true, or free the GPU"
-                ) from error
-            if isinstance(error, torch.AcceleratorError):
-                logger.critical("%s", error)
-                os._exit(1)  # no later clip can work in this process; Ray starts another
-            raise
-        made = latents_row(row["key"], posterior, images, row["picture"])
-        seconds = {"encode_s": time.perf_counter() - start, "encoded_at": time.time()}
-        return {**_without_cargo(row), **seconds, **made}
+    return guard("read", work, row, stage)
 
 
 def write_clips(table: pa.Table, stage: ClipStage) -> pa.Table:
@@ -163,24 +109,6 @@ def write_clips(table: pa.Table, stage: ClipStage) -> pa.Table:
     return table.drop_columns([name for name in _CARGO if name in table.column_names])
 
 
-class EncodePrompts:
-    """The stage with the text encoder."""
-
-    def __init__(self, config: Config) -> None:
-        checkpoint = open_checkpoint(config.model)
-        self._encoder = PromptEncoder(checkpoint, config.encoding.dtype, _device(config))
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows of `key` and `prompt` become rows of a shard."""
-        rows = table.to_pylist()
-        embeds, counts = self._encoder.encode([row["prompt"] for row in rows])
-        made = [
-            prompt_row(row["key"], row["prompt"], embeds[index], counts[index])
-            for index, row in enumerate(rows)
-        ]
-        return pa.Table.from_pylist(made)
-
-
 def write_prompts(table: pa.Table, output: str) -> pa.Table:
     """Commit a batch of prompts as one shard; their keys."""
     name, data = shard_bytes(table.to_pylist())
@@ -188,10 +116,10 @@ def write_prompts(table: pa.Table, output: str) -> pa.Table:
     return table.select(["key"])
 
 
-def _guard(name: str, work: Callable[[Row], Row], row: Row, stage: ClipStage) -> Row:
+def guard(name: str, work: Callable[[Row], Row], row: Row, stage: ClipStage) -> Row:
     """Do `work` on a row that is still good; what is raised ends in the row."""
     if row["fatal"] or row["reason"]:
-        return _without_cargo(row)
+        return without_cargo(row)
     entry = activity(row["group"], name)
     try:
         num_deaths = begin(stage.board, entry)
@@ -199,19 +127,19 @@ def _guard(name: str, work: Callable[[Row], Row], row: Row, stage: ClipStage) ->
             raise RequestError(f"killed its worker {num_deaths} times in stage {name}")
         return work(row)
     except ConfigError as error:
-        return _without_cargo({**row, "fatal": str(error)})
+        return without_cargo({**row, "fatal": str(error)})
     except VidgenError as error:
         if type(error) is RequestError:
-            return _without_cargo({**row, "reason": str(error)})
-        return _without_cargo({**row, "fatal": str(error)})
+            return without_cargo({**row, "reason": str(error)})
+        return without_cargo({**row, "fatal": str(error)})
     except Exception as error:
         logger.exception("%s: %s failed", row["group"], name)
-        return _without_cargo({**row, "reason": f"{type(error).__name__}: {error}"})
+        return without_cargo({**row, "reason": f"{type(error).__name__}: {error}"})
     finally:
         stage.board.end.remote(row["group"], name)
 
 
-def _without_cargo(row: Row) -> Row:
+def without_cargo(row: Row) -> Row:
     """The row with empty cargo of the right types, so that rows of any kind make one table."""
     kept = {name: value for name, value in row.items() if name not in _CARGO}
     empty = {"dtype": "", "shape": [0], "num_images": 0, "tensors": b"", "picture": b""}
@@ -232,11 +160,3 @@ def _hash_video(address: str, max_bytes: int) -> str:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
     return digest.hexdigest()
-
-
-def _device(config: Config) -> torch.device:
-    """The device of a worker; a CPU is used whole."""
-    device = choose_device(config.model.device)
-    if device.type == "cpu":
-        use_cpu(config.model.cpu_threads, config.encoding.dtype)
-    return device
