@@ -99,6 +99,13 @@ class ModelConfig(Section):
     gpus_per_clip: int = Field(1, ge=1, le=64)  # ranks that make one clip together
     compile_cache: str | None = "~/.cache/vidgen_ray/compile"  # a folder that all nodes see
 
+    def under(self, profile: "Profile | None") -> "ModelConfig":
+        """With the options that `profile` names put in the place of its own."""
+        if profile is None:
+            return self
+        shared = {"dtype", "scheduler", "offload", "vae_tiling"}
+        return self.model_copy(update=profile.model_dump(exclude_none=True, include=shared))
+
 
 class Profile(Section):
     """Named, independent options of `mode: optimized`.

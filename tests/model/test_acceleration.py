@@ -9,7 +9,7 @@ import torch
 
 from vidgen_ray.config import ModelConfig, Profile, load_config
 from vidgen_ray.errors import ConfigError
-from vidgen_ray.model.acceleration import _peak_bytes, choose_options, requested_options
+from vidgen_ray.model.acceleration import _peak_bytes, choose_options
 from vidgen_ray.model.checkpoint import Checkpoint
 
 FULL_SIZE = {"transformer": 5_570_283_072, "vae": 215_583_907, "text_encoder": 4_762_310_656}
@@ -62,15 +62,15 @@ def test_a_cpu_has_nothing_to_offload(full_size: Checkpoint) -> None:
 
 def test_a_profile_replaces_only_what_it_names() -> None:
     model = ModelConfig(offload="model", scheduler="ddim")
-    assert requested_options(model, None) == model
-    assert requested_options(model, Profile(num_inference_steps=3, linears="fp8")) == model
-    changed = requested_options(model, Profile(scheduler="dpm"))
+    assert model.under(None) == model
+    assert model.under(Profile(num_inference_steps=3, linears="fp8")) == model
+    changed = model.under(Profile(scheduler="dpm"))
     assert changed == ModelConfig(offload="model", scheduler="dpm")
 
 
 def test_the_shipped_low_memory_profile_fits_a_small_card(full_size: Checkpoint) -> None:
     config = load_config("cogvideox_5b_i2v")
-    model = requested_options(config.model, config.profiles["low_memory"])
+    model = config.model.under(config.profiles["low_memory"])
     options = choose_options(model, full_size, torch.device("cuda"), NUM_PIXELS, int(12e9))
     assert (options.offload, options.vae_tiling) == ("group", True)
 

@@ -23,8 +23,7 @@ from vidgen_ray.distributed.intake import take_in
 from vidgen_ray.distributed.plan import Attempt, failed_rows, plan_attempts, refuse_changed
 from vidgen_ray.distributed.progress import RunProgress, claim
 from vidgen_ray.distributed.signals import signals_raise
-from vidgen_ray.distributed.stages import Row, Run, first_row, read, save, score
-from vidgen_ray.distributed.worker import Generate
+from vidgen_ray.distributed.stages import Generate, Row, Run, first_row, read, save, score
 from vidgen_ray.errors import EngineError, Interrupted, RequestError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.generation.jobs_file import JobsFile, RowProblem, read_jobs

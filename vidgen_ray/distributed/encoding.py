@@ -23,13 +23,14 @@ from vidgen_ray.distributed.board import start_board
 from vidgen_ray.distributed.cluster import connected, pool_size
 from vidgen_ray.distributed.encoding_stages import (
     ClipStage,
+    EncodeClips,
+    EncodePrompts,
     Row,
     first_row,
     prepare,
     write_clips,
     write_prompts,
 )
-from vidgen_ray.distributed.encoding_workers import EncodeClips, EncodePrompts
 from vidgen_ray.distributed.metrics import EncodingMetrics
 from vidgen_ray.distributed.signals import signals_raise
 from vidgen_ray.errors import DatasetError, EngineError

@@ -1,8 +1,9 @@
-"""The stages of encoding on Ray Data that need no model: read and cut a clip, write a shard.
+"""The stages of encoding on Ray Data: read and cut a clip, encode it, write a shard.
 
-Their workers are many, and start the sooner for it. One row is one span of one video. A stage never
-loses a row: what is wrong with a clip goes into `reason`, what is wrong with the run into `fatal`.
-Rows with either pass the later stages untouched.
+One row is one span of one video. A stage never loses a row: what is wrong with a clip goes into
+`reason`, what is wrong with the run into `fatal`. Rows with either pass the later stages untouched.
+
+Neither the driver nor the workers that cut clips, one on each core, load diffusers.
 """
 
 import hashlib
@@ -98,6 +99,22 @@ def prepare(row: Row, stage: ClipStage) -> Row:
     return guard("read", work, row, stage)
 
 
+class EncodeClips:
+    """The stage with the VAE."""
+
+    def __init__(self, stage: ClipStage) -> None:
+        from vidgen_ray.distributed.encoding_workers import ClipWorker  # diffusers
+
+        self._stage = stage
+        self._worker = ClipWorker(stage)
+
+    def __call__(self, row: Row) -> Row:
+        """Frames become a row of a shard."""
+        if row["reused"]:
+            return without_cargo(row)
+        return guard("encode", self._worker.work, row, self._stage)
+
+
 def write_clips(table: pa.Table, stage: ClipStage) -> pa.Table:
     """Commit the clips of a batch of rows as one shard; the rows without their tensors."""
     rows = table.to_pylist()
@@ -107,6 +124,19 @@ def write_clips(table: pa.Table, stage: ClipStage) -> pa.Table:
         name, data = shard_bytes([{field: row[field] for field in names} for row in made.values()])
         ArtifactStore(stage.output).write(f"{LATENTS}/{name}", data)
     return table.drop_columns([name for name in _CARGO if name in table.column_names])
+
+
+class EncodePrompts:
+    """The stage with the text encoder."""
+
+    def __init__(self, config: Config) -> None:
+        from vidgen_ray.distributed.encoding_workers import PromptWorker  # diffusers
+
+        self._worker = PromptWorker(config)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Rows of `key` and `prompt` become rows of a shard."""
+        return self._worker.work(table)
 
 
 def write_prompts(table: pa.Table, output: str) -> pa.Table:

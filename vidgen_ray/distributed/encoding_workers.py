@@ -1,4 +1,4 @@
-"""The stages of encoding on Ray Data that hold a part of the model: see encoding_stages."""
+"""What the stages of encoding that hold a part of the model do there."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from vidgen_ray.config import Config
-from vidgen_ray.distributed.encoding_stages import ClipStage, Row, guard, without_cargo
+from vidgen_ray.distributed.encoding_stages import ClipStage, Row, without_cargo
 from vidgen_ray.errors import ConfigError
 from vidgen_ray.model.checkpoint import open_checkpoint
 from vidgen_ray.model.device import choose_device, is_out_of_memory, use_cpu
@@ -19,20 +19,15 @@ from vidgen_ray.training.shards import latents_row, prompt_row
 logger = logging.getLogger(__name__)
 
 
-class EncodeClips:
-    """The stage with the VAE, which loads with the first row that needs it."""
+class ClipWorker:
+    """The VAE, which loads with the first row that needs it."""
 
     def __init__(self, stage: ClipStage) -> None:
         self._stage = stage
         self._encoder: VideoEncoder | None = None
 
-    def __call__(self, row: Row) -> Row:
+    def work(self, row: Row) -> Row:
         """Frames become a row of a shard."""
-        if row["reused"]:
-            return without_cargo(row)
-        return guard("encode", self._work, row, self._stage)
-
-    def _work(self, row: Row) -> Row:
         settings = self._stage.settings
         if self._encoder is None:
             config = self._stage.config
@@ -62,14 +57,14 @@ class EncodeClips:
         return {**without_cargo(row), **seconds, **made}
 
 
-class EncodePrompts:
-    """The stage with the text encoder."""
+class PromptWorker:
+    """The text encoder."""
 
     def __init__(self, config: Config) -> None:
         checkpoint = open_checkpoint(config.model)
         self._encoder = PromptEncoder(checkpoint, config.encoding.dtype, _device(config))
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def work(self, table: pa.Table) -> pa.Table:
         """Rows of `key` and `prompt` become rows of a shard."""
         rows = table.to_pylist()
         embeds, counts = self._encoder.encode([row["prompt"] for row in rows])

@@ -11,7 +11,6 @@ from vidgen_ray.distributed.stages import check_image
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.content import hash_content
 from vidgen_ray.generation.jobs_file import Job, JobsFile, RowProblem
-from vidgen_ray.model.adapters import open_adapter
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.schema import GenerationRequest
 
@@ -68,6 +67,8 @@ def _adapter_sha256(
 ) -> str | None:
     if lora is None:
         return None
+    from vidgen_ray.model.adapters import open_adapter  # diffusers, which takes seconds
+
     if lora not in seen:
         try:
             seen[lora] = open_adapter(lora, checkpoint).sha256

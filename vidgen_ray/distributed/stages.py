@@ -1,7 +1,7 @@
-"""The stages of a batch on Ray Data, save the one with the model: read, score, save.
+"""The stages of a batch on Ray Data: read, generate, score, save.
 
-One row is one attempt at a clip. This module and what it imports is light: the workers of these
-stages load neither torch nor diffusers.
+One row is one attempt at a clip. This module and what it imports is light: neither the driver nor
+the workers of the stages without the model load torch or diffusers.
 
 A row holds the record under construction as JSON, and pixels. A stage never loses a row: what is
 wrong with a clip goes into its record, and the last stage commits that; what is wrong with the run
@@ -79,6 +79,20 @@ def read(row: Row, run: Run) -> Row:
         return {**row, "image": image.pixels}, attempts.with_image(record, image)
 
     return guard("read", work, row, run)
+
+
+class Generate:
+    """The stage that holds the model. Weights load with the first row."""
+
+    def __init__(self, run: Run) -> None:
+        from vidgen_ray.distributed.worker import ClipWorker  # torch and diffusers
+
+        self._run = run
+        self._worker = ClipWorker(run)
+
+    def __call__(self, row: Row) -> Row:
+        """`frames` becomes uint8 [num_frames, height, width, 3]."""
+        return guard("generate", self._worker.work, row, self._run)
 
 
 def score(row: Row, run: Run) -> Row:

@@ -1,4 +1,4 @@
-"""The stage of a batch that holds the model: generate."""
+"""What the stage of a batch that holds the model does there."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ import torch
 from vidgen_ray.distributed.board import activity
 from vidgen_ray.distributed.metrics import DeviceMetrics
 from vidgen_ray.distributed.ranks import RankGroup, open_engine
-from vidgen_ray.distributed.stages import Row, Run, guard
+from vidgen_ray.distributed.stages import Row, Run
 from vidgen_ray.errors import VidgenError
 from vidgen_ray.generation import attempts
 from vidgen_ray.generation.engine import Engine
@@ -20,19 +20,16 @@ from vidgen_ray.schema import GenerationRecord
 logger = logging.getLogger(__name__)
 
 
-class Generate:
-    """The stage that holds the model. Weights load with the first row."""
+class ClipWorker:
+    """The engine of a worker, or the ranks that stand for one, loaded for the first row."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._engine: Engine | RankGroup | None = None
         self._metrics = DeviceMetrics("batch")
 
-    def __call__(self, row: Row) -> Row:
-        """`frames` becomes uint8 [num_frames, height, width, 3]."""
-        return guard("generate", self._work, row, self._run)
-
-    def _work(self, row: Row, record: GenerationRecord) -> tuple[Row, GenerationRecord]:
+    def work(self, row: Row, record: GenerationRecord) -> tuple[Row, GenerationRecord]:
+        """Put the frames of the clip into the row, what was measured into its record."""
         assert record.image is not None
         if self._engine is None:
             self._engine = open_engine(self._run.config)

@@ -23,7 +23,6 @@ from vidgen_ray.generation.quality import judge
 from vidgen_ray.generation.scoring import score_video
 from vidgen_ray.generation.stages import StageClock
 from vidgen_ray.image_io import read_image
-from vidgen_ray.model.acceleration import requested_options
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.model.device import (
     choose_device,
@@ -166,7 +165,7 @@ def _contestants(
         if profile.num_inference_steps and "num_inference_steps" not in config.pinned:
             update = {"num_inference_steps": profile.num_inference_steps}
             wanted = wanted.model_copy(update=update)
-        dtype = requested_options(config.model, profile).dtype
+        dtype = config.model.under(profile).dtype
         dtypes.append(dtype)
         accelerated.append(Contestant(name, wanted, image, dtype, _engine(config)))
 

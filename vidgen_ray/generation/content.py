@@ -5,7 +5,6 @@ import json
 
 from vidgen_ray.config import Config, Profile
 from vidgen_ray.errors import RequestError
-from vidgen_ray.model.acceleration import requested_options
 from vidgen_ray.model.checkpoint import Checkpoint
 from vidgen_ray.schema import GenerationRequest
 
@@ -36,7 +35,7 @@ def hash_content(
     adapter count by their bytes, not by where they lie; offload only moves weights about.
     """
     profile = find_profile(request, config)
-    options = requested_options(config.model, profile)
+    options = config.model.under(profile)
     body = {
         "request": request.model_dump(mode="json", exclude={"image": True, "lora": {"path"}}),
         "image": image_sha256,

@@ -82,14 +82,6 @@ class Options:
         return speedups is not None and (speedups.compile or speedups.linears != "exact")
 
 
-def requested_options(model: ModelConfig, profile: Profile | None) -> ModelConfig:
-    """`model` with the options that `profile` names put in the place of its own."""
-    if profile is None:
-        return model
-    shared = {"dtype", "scheduler", "offload", "vae_tiling"}
-    return model.model_copy(update=profile.model_dump(exclude_none=True, include=shared))
-
-
 def choose_options(
     model: ModelConfig,
     checkpoint: Checkpoint,
@@ -104,7 +96,7 @@ def choose_options(
     The fastest placement that fits `free_bytes` of VRAM wins (default: what the device has free).
     Raises ConfigError for what was named and cannot be had.
     """
-    model = requested_options(model, profile)
+    model = model.under(profile)
     if device.type != "cuda":
         placement: tuple[EffectiveOffload, bool] = ("none", model.vae_tiling is True)
     else:
