@@ -171,6 +171,7 @@ def test_every_problem_is_reported_before_anything_is_made(desk: Desk, tiny_fold
     )
     with pytest.raises(RequestError, match=r"--on-invalid skip"):
         desk.run()
+    assert "starting Ray" not in desk.said
     assert desk.files() == {}
     for line, field in [
         (2, "image"),

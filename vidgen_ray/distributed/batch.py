@@ -19,7 +19,7 @@ from rich.console import Console
 from vidgen_ray.config import Config
 from vidgen_ray.distributed.board import start_board
 from vidgen_ray.distributed.cluster import connected, pool_size
-from vidgen_ray.distributed.intake import take_in
+from vidgen_ray.distributed.intake import Intake, take_in
 from vidgen_ray.distributed.plan import Attempt, failed_rows, plan_attempts, refuse_changed
 from vidgen_ray.distributed.progress import RunProgress, claim
 from vidgen_ray.distributed.signals import signals_raise
@@ -64,16 +64,12 @@ def make_clips(file: JobsFile, arguments: BatchArguments, console: Console) -> i
     store.check_writable()
     suspects = claim(store)
     store.clear_staging()
-    console.print("starting Ray and checking every row, its image and its adapter", style="dim")
+    on_cluster = arguments.ray_address not in {None, "local"}
+    intake = None if on_cluster else _take_in(file, arguments, console)
+    console.print("starting Ray", style="dim")
     with connected(arguments.ray_address), signals_raise():
-        intake = take_in(file, arguments.config)
+        intake = intake or _take_in(file, arguments, console)
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-        _report_problems(intake.problems, console)
-        if intake.problems and arguments.on_invalid == "stop":
-            raise RequestError(
-                f"jobs: {len(intake.problems)} problems in {arguments.jobs}; mend them, or use "
-                "--on-invalid skip to record these rows as failed and make the others"
-            )
         records = store.read_records()
         refuse_changed(intake.jobs, records)
         invalid = failed_rows(intake.problems, intake.jobs, records, run_id)
@@ -93,6 +89,19 @@ def make_clips(file: JobsFile, arguments: BatchArguments, console: Console) -> i
         todo = plan_attempts(intake.jobs, records, store, arguments.retry_failed, suspects)
         _announce(todo, progress.counts, arguments, console)
         return _make(todo, arguments, store, progress, run_id, console)
+
+
+def _take_in(file: JobsFile, arguments: BatchArguments, console: Console) -> Intake:
+    """Check the rows on the cluster, or here where the clips are made here: before Ray starts."""
+    console.print("checking every row, its image and its adapter", style="dim")
+    intake = take_in(file, arguments.config, on_cluster=ray.is_initialized())
+    _report_problems(intake.problems, console)
+    if intake.problems and arguments.on_invalid == "stop":
+        raise RequestError(
+            f"jobs: {len(intake.problems)} problems in {arguments.jobs}; mend them, or use "
+            "--on-invalid skip to record these rows as failed and make the others"
+        )
+    return intake
 
 
 def _make(

@@ -1,6 +1,8 @@
 """From a jobs file to requests that the model can make: every problem of the file at once."""
 
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +34,11 @@ class Intake:
     problems: list[RowProblem]
 
 
-def take_in(file: JobsFile, config: Config) -> Intake:
+def take_in(file: JobsFile, config: Config, *, on_cluster: bool) -> Intake:
     """Check every row of a jobs file against the model, its image and its adapter.
 
-    Images are decoded on the cluster; no weights are loaded. Raises ConfigError where the
-    checkpoint cannot be found.
+    Images are decoded on the cluster or by threads here; no weights are loaded. Raises ConfigError
+    where the checkpoint cannot be found.
     """
     checkpoint = open_checkpoint(config.model, weights=False)
     problems = list(file.problems)
@@ -50,7 +52,7 @@ def take_in(file: JobsFile, config: Config) -> Intake:
             problems.append(_problem(job, error))
         else:
             fitting.append((job, adapter_sha256))
-    images = _check_images([job for job, _ in fitting])
+    images = _check_images([job for job, _ in fitting], on_cluster)
     jobs = []
     for job, adapter_sha256 in fitting:
         sha256, message = images[job.line]
@@ -80,14 +82,19 @@ def _adapter_sha256(
     return found
 
 
-def _check_images(jobs: list[Job]) -> dict[int, tuple[str, str | None]]:
+def _check_images(jobs: list[Job], on_cluster: bool) -> dict[int, tuple[str, str | None]]:
     """By line: the SHA-256 of the image, and what is wrong with it."""
     if not jobs:
         return {}
     fields = {"image", "height", "width", "image_fit"}
     rows = [{"line": job.line, **job.request.model_dump(include=fields)} for job in jobs]
-    checked: Iterable[dict[str, Any]] = ray.data.from_items(rows).map(check_image).iter_rows()
-    return {row["line"]: (row["sha256"], row["problem"] or None) for row in checked}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        checked: Iterable[dict[str, Any]] = (
+            ray.data.from_items(rows).map(check_image).iter_rows()
+            if on_cluster
+            else pool.map(check_image, rows)
+        )
+        return {row["line"]: (row["sha256"], row["problem"] or None) for row in checked}
 
 
 def _problem(job: Job, error: RequestError) -> RowProblem:
