@@ -136,7 +136,7 @@ def server(
     keys.write_text("".join(f"{owner}: {digest}\n" for owner, (_, digest) in api_keys.items()))
     common = {"lora_folder": str(loras), "model_id": "tiny", "max_image_bytes": 300_000}
     # As in a configuration file: the steps come from a profile where the client names one.
-    settings = {**tiny_overrides}
+    settings = {**tiny_overrides, "profiles.fast.num_inference_steps": 20}
     del settings["generation.num_inference_steps"]
     plain = {"output": str(folder / "open"), "settings": {**settings, **LENIENT}, **common}
     keyed = {
