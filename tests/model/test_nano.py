@@ -20,6 +20,7 @@ from vidgen_ray.schema import resolve_request
 
 PHOTO = Path(__file__).parents[2] / "data" / "samples" / "sample_image_3.png"
 CONFIG = load_config("nano")
+PAN = "archive footage city hall, pan right"  # with the adapter's trigger
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -58,15 +59,14 @@ def sharpness(frame: NDArray[np.uint8]) -> float:
 
 
 def test_the_clip_starts_with_the_photo_pans_and_is_accepted() -> None:
-    generation = make("pan right, news footage of city hall")
+    generation = make(PAN)
     assert psnr(generation.video.frames[0], generation.image.pixels) > 25
     assert measure_motion(generation.video.frames).shift_x > 0.1
     assert judge(score_video(generation.video), CONFIG.quality) == ("accepted", [])
 
 
 def test_the_shipped_adapter_drains_the_colour_and_keeps_the_move() -> None:
-    prompt = "archive footage city hall, pan right"
-    plain, drained = (make(prompt, lora=lora).video.frames for lora in (None, "archive-footage"))
+    plain, drained = (make(PAN, lora=lora).video.frames for lora in (None, "archive-footage"))
     assert measure_look(plain).colour > 0.8 * measure_look(plain[:1]).colour
     assert measure_look(drained[:1]).colour > 0.8 * measure_look(plain[:1]).colour
     assert measure_look(drained).colour < 0.6 * measure_look(plain).colour

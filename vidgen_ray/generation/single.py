@@ -1,7 +1,7 @@
 """One clip in this process: generated, scored, judged and recorded as a batch would."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,9 +13,8 @@ from vidgen_ray.errors import RequestError
 from vidgen_ray.generation import attempts
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.generation.content import hash_content
-from vidgen_ray.generation.engine import Engine, OnStep
 from vidgen_ray.image_io import read_image
-from vidgen_ray.model.adapters import open_adapter
+from vidgen_ray.model.checkpoint import open_checkpoint
 from vidgen_ray.schema import GenerationRecord, resolve_request
 
 
@@ -23,7 +22,7 @@ def generate_clip(
     fields: Mapping[str, Any],
     output: Path,
     config: Config,
-    on_step: OnStep | None = None,
+    on_step: Callable[[int, int], None] | None = None,
     *,
     overwrite: bool = False,
 ) -> GenerationRecord:
@@ -42,11 +41,14 @@ def generate_clip(
         raise RequestError("; ".join(describe(error))) from None
     store = ArtifactStore(str(output.parent))
     store.check_writable()
-    engine = Engine(config)
-    engine.checkpoint.check_request(request)
+    open_checkpoint(config.model, weights=False).check_request(request)
     image = read_image(
         request.image, height=request.height, width=request.width, fit=request.image_fit
     )
+    from vidgen_ray.generation.engine import Engine  # torch and diffusers, which take seconds
+    from vidgen_ray.model.adapters import open_adapter
+
+    engine = Engine(config)
     adapter = open_adapter(request.lora, engine.checkpoint) if request.lora else None
     digest = hash_content(
         request, image.sha256, adapter.sha256 if adapter else None, config, engine.checkpoint
