@@ -157,7 +157,10 @@ def test_a_rerun_makes_the_same_clip_again_where_one_is_gone(finished: Desk) -> 
     assert (desk.output / "a.mp4").read_bytes() == before
 
 
-def test_every_problem_is_reported_before_anything_is_made(desk: Desk, tiny_folder: Path) -> None:
+@pytest.mark.parametrize(("address", "first"), [(None, "checking"), ("auto", "connecting to Ray")])
+def test_every_problem_is_reported_before_anything_is_made(
+    desk: Desk, tiny_folder: Path, address: str | None, first: str
+) -> None:
     (desk.folder / "cut.png").write_bytes((desk.folder / "a.png").read_bytes()[:60])
     desk.write_jobs(
         {"id": "a", "image": "a.png", "prompt": "push in"},
@@ -170,7 +173,8 @@ def test_every_problem_is_reported_before_anything_is_made(desk: Desk, tiny_fold
         {"id": "h", "image": "a.png", "prompt": "push in " * 300},
     )
     with pytest.raises(RequestError, match=r"--on-invalid skip"):
-        desk.run()
+        desk.run(ray_address=address)
+    assert desk.said.startswith(first)
     assert "starting Ray" not in desk.said
     assert desk.files() == {}
     for line, field in [

@@ -250,6 +250,8 @@ def test_profiles_change_what_they_name_and_are_recorded(
     assert not plain.model.vae_tiling
     difference = np.abs(tiled.video.frames.astype(int) - plain.video.frames)
     assert 0 < difference.mean() < 10
+    steps = load_config("nano", {"profiles.fast.num_inference_steps": 20})
+    assert make_request(steps, photo, mode="optimized", profile="fast").num_inference_steps == 20
     with pytest.raises(RequestError, match=r"profile: must be one of .*, got 'warp'"):
         engine.generate(make_request(config, photo, mode="optimized", profile="warp"))
 

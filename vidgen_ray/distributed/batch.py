@@ -65,10 +65,10 @@ def make_clips(file: JobsFile, arguments: BatchArguments, console: Console) -> i
     suspects = claim(store)
     store.clear_staging()
     on_cluster = arguments.ray_address not in {None, "local"}
-    intake = None if on_cluster else _take_in(file, arguments, console)
-    console.print("starting Ray", style="dim")
+    intake = None if on_cluster else _take_in(file, arguments, console, on_cluster=False)
+    console.print("connecting to Ray" if on_cluster else "starting Ray", style="dim")
     with connected(arguments.ray_address), signals_raise():
-        intake = intake or _take_in(file, arguments, console)
+        intake = intake or _take_in(file, arguments, console, on_cluster=True)
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
         records = store.read_records()
         refuse_changed(intake.jobs, records)
@@ -91,10 +91,12 @@ def make_clips(file: JobsFile, arguments: BatchArguments, console: Console) -> i
         return _make(todo, arguments, store, progress, run_id, console)
 
 
-def _take_in(file: JobsFile, arguments: BatchArguments, console: Console) -> Intake:
-    """Check the rows on the cluster, or here where the clips are made here: before Ray starts."""
+def _take_in(
+    file: JobsFile, arguments: BatchArguments, console: Console, *, on_cluster: bool
+) -> Intake:
+    """Check the rows: on the cluster, or where the clips are made here, before Ray starts."""
     console.print("checking every row, its image and its adapter", style="dim")
-    intake = take_in(file, arguments.config, on_cluster=ray.is_initialized())
+    intake = take_in(file, arguments.config, on_cluster=on_cluster)
     _report_problems(intake.problems, console)
     if intake.problems and arguments.on_invalid == "stop":
         raise RequestError(

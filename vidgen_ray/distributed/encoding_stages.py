@@ -9,13 +9,15 @@ Neither the driver nor the workers that cut clips, one on each core, load diffus
 import hashlib
 import io
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
+import torch
 from PIL import Image
 
 from vidgen_ray.addresses import locate, readable
@@ -24,9 +26,21 @@ from vidgen_ray.distributed.board import activity, begin
 from vidgen_ray.errors import ConfigError, RequestError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.image_io import fit_pixels, read_image
-from vidgen_ray.schema import Clip
-from vidgen_ray.training.shards import LATENTS, PROMPTS, EncodingSettings, shard_bytes
+from vidgen_ray.model.checkpoint import open_checkpoint
+from vidgen_ray.model.device import choose_device, is_out_of_memory, use_cpu
+from vidgen_ray.schema import Clip, derive_seed
+from vidgen_ray.training.shards import (
+    LATENTS,
+    PROMPTS,
+    EncodingSettings,
+    latents_row,
+    prompt_row,
+    shard_bytes,
+)
 from vidgen_ray.video_io import check_span, read_span
+
+if TYPE_CHECKING:
+    from vidgen_ray.model.encoders import VideoEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -96,23 +110,52 @@ def prepare(row: Row, stage: ClipStage) -> Row:
         made = {"frames": video.frames, "image": pixels, "picture": picture.getvalue()}
         return {**row, **made, "key": key, "decode_s": time.perf_counter() - start}
 
-    return guard("read", work, row, stage)
+    return _guard("read", work, row, stage)
 
 
 class EncodeClips:
-    """The stage with the VAE."""
+    """The stage with the VAE, which loads with the first row that needs it."""
 
     def __init__(self, stage: ClipStage) -> None:
-        from vidgen_ray.distributed.encoding_workers import ClipWorker  # diffusers
-
         self._stage = stage
-        self._worker = ClipWorker(stage)
+        self._encoder: VideoEncoder | None = None
 
     def __call__(self, row: Row) -> Row:
         """Frames become a row of a shard."""
         if row["reused"]:
-            return without_cargo(row)
-        return guard("encode", self._worker.work, row, self._stage)
+            return _without_cargo(row)
+        return _guard("encode", self._work, row, self._stage)
+
+    def _work(self, row: Row) -> Row:
+        settings = self._stage.settings
+        if self._encoder is None:
+            from vidgen_ray.model.encoders import VideoEncoder  # diffusers, which takes seconds
+
+            config = self._stage.config
+            checkpoint = open_checkpoint(config.model)
+            device = _device(config)
+            self._encoder = VideoEncoder(
+                checkpoint, settings.dtype, device, tiling=settings.vae_tiling
+            )
+        start = time.perf_counter()
+        try:
+            posterior = self._encoder.encode_video(row["frames"])
+            images = self._encoder.encode_image(
+                row["image"], settings.num_noised_images, derive_seed(row["key"])
+            )
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise ConfigError(
+                    f"out of memory encoding {settings.num_frames} frames of {settings.height}x"
+                    f"{settings.width}; set model.vae_tiling=true, or free the GPU"
+                ) from error
+            if isinstance(error, torch.AcceleratorError):
+                logger.critical("%s", error)
+                os._exit(1)  # no later clip can work in this process; Ray starts another
+            raise
+        made = latents_row(row["key"], posterior, images, row["picture"])
+        seconds = {"encode_s": time.perf_counter() - start, "encoded_at": time.time()}
+        return {**_without_cargo(row), **seconds, **made}
 
 
 def write_clips(table: pa.Table, stage: ClipStage) -> pa.Table:
@@ -130,13 +173,20 @@ class EncodePrompts:
     """The stage with the text encoder."""
 
     def __init__(self, config: Config) -> None:
-        from vidgen_ray.distributed.encoding_workers import PromptWorker  # diffusers
+        from vidgen_ray.model.encoders import PromptEncoder  # diffusers, which takes seconds
 
-        self._worker = PromptWorker(config)
+        checkpoint = open_checkpoint(config.model)
+        self._encoder = PromptEncoder(checkpoint, config.encoding.dtype, _device(config))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of `key` and `prompt` become rows of a shard."""
-        return self._worker.work(table)
+        rows = table.to_pylist()
+        embeds, counts = self._encoder.encode([row["prompt"] for row in rows])
+        made = [
+            prompt_row(row["key"], row["prompt"], embeds[index], counts[index])
+            for index, row in enumerate(rows)
+        ]
+        return pa.Table.from_pylist(made)
 
 
 def write_prompts(table: pa.Table, output: str) -> pa.Table:
@@ -146,10 +196,10 @@ def write_prompts(table: pa.Table, output: str) -> pa.Table:
     return table.select(["key"])
 
 
-def guard(name: str, work: Callable[[Row], Row], row: Row, stage: ClipStage) -> Row:
+def _guard(name: str, work: Callable[[Row], Row], row: Row, stage: ClipStage) -> Row:
     """Do `work` on a row that is still good; what is raised ends in the row."""
     if row["fatal"] or row["reason"]:
-        return without_cargo(row)
+        return _without_cargo(row)
     entry = activity(row["group"], name)
     try:
         num_deaths = begin(stage.board, entry)
@@ -157,19 +207,19 @@ def guard(name: str, work: Callable[[Row], Row], row: Row, stage: ClipStage) -> 
             raise RequestError(f"killed its worker {num_deaths} times in stage {name}")
         return work(row)
     except ConfigError as error:
-        return without_cargo({**row, "fatal": str(error)})
+        return _without_cargo({**row, "fatal": str(error)})
     except VidgenError as error:
         if type(error) is RequestError:
-            return without_cargo({**row, "reason": str(error)})
-        return without_cargo({**row, "fatal": str(error)})
+            return _without_cargo({**row, "reason": str(error)})
+        return _without_cargo({**row, "fatal": str(error)})
     except Exception as error:
         logger.exception("%s: %s failed", row["group"], name)
-        return without_cargo({**row, "reason": f"{type(error).__name__}: {error}"})
+        return _without_cargo({**row, "reason": f"{type(error).__name__}: {error}"})
     finally:
         stage.board.end.remote(row["group"], name)
 
 
-def without_cargo(row: Row) -> Row:
+def _without_cargo(row: Row) -> Row:
     """The row with empty cargo of the right types, so that rows of any kind make one table."""
     kept = {name: value for name, value in row.items() if name not in _CARGO}
     empty = {"dtype": "", "shape": [0], "num_images": 0, "tensors": b"", "picture": b""}
@@ -190,3 +240,11 @@ def _hash_video(address: str, max_bytes: int) -> str:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def _device(config: Config) -> torch.device:
+    """The device of a worker; a CPU is used whole."""
+    device = choose_device(config.model.device)
+    if device.type == "cpu":
+        use_cpu(config.model.cpu_threads, config.encoding.dtype)
+    return device
