@@ -9,6 +9,7 @@ target=$1 venv=${VENV:-.venv} python=${PYTHON:-python3}
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" ||
   { echo "cannot make $venv; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
+echo "installing into $venv: torch, Ray, diffusers and more, a few minutes"
 # A GPU host takes torch's default CUDA build, any other the CPU build where an index offers one.
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 "${pip[@]}" install --quiet --constraint constraints.txt --editable "$target"
