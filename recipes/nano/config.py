@@ -34,6 +34,7 @@ class VaeConfig(_Section):
 
     architecture: dict[str, Any]
     kept_channels: int = Field(gt=0)
+    train_decoder: bool
     still_steps: int = Field(ge=0)
     num_steps: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
