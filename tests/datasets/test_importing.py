@@ -297,6 +297,7 @@ print(report.num_rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.thorough
 def test_panda70m_takes_the_same_memory_however_long_it_is(tmp_path: Path) -> None:
     def measure(num_videos: int) -> tuple[int, int]:
         write_panda70m(tmp_path / "p.csv", num_videos)

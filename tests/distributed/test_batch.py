@@ -148,6 +148,7 @@ def test_a_rerun_makes_nothing_twice_and_refuses_changed_content(finished: Desk)
     assert desk.files() == before
 
 
+@pytest.mark.thorough
 def test_a_rerun_makes_the_same_clip_again_where_one_is_gone(finished: Desk) -> None:
     desk = finished
     before = (desk.output / "a.mp4").read_bytes()
@@ -191,6 +192,7 @@ def test_every_problem_is_reported_before_anything_is_made(
         ), (line, field, desk.said)
 
 
+@pytest.mark.thorough
 def test_invalid_rows_can_be_skipped_recorded_and_mended(desk: Desk) -> None:
     rows = [
         {"id": "a", "image": "a.png", "prompt": "push in"},
@@ -216,6 +218,7 @@ def test_invalid_rows_can_be_skipped_recorded_and_mended(desk: Desk) -> None:
     assert desk.record("b").status == "accepted"
 
 
+@pytest.mark.thorough
 def test_a_rejected_clip_gets_other_seeds_and_the_best_is_kept_for_review(desk: Desk) -> None:
     assert desk.run({**STRICT, "quality.max_attempts": 2}) == 3
     record = desk.record("b")
@@ -231,6 +234,7 @@ def test_a_rejected_clip_gets_other_seeds_and_the_best_is_kept_for_review(desk: 
     assert "0 of 2 clips to make" in desk.said
 
 
+@pytest.mark.thorough
 def test_a_run_whose_first_clips_all_fail_stops_with_one_error(desk: Desk) -> None:
     with pytest.raises(EngineError, match=r"the first 2 clips all failed.*clip took longer"):
         desk.run({"batch.clip_timeout_s": 1e-6, "batch.max_failures_before_first_success": 2})
@@ -239,6 +243,7 @@ def test_a_run_whose_first_clips_all_fail_stops_with_one_error(desk: Desk) -> No
     assert desk.run(retry_failed=True) == 0
 
 
+@pytest.mark.thorough
 def test_a_model_that_cannot_load_stops_the_run(
     desk: Desk, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -287,6 +292,7 @@ def test_an_output_that_another_run_writes_to_is_refused(finished: Desk) -> None
     assert finished.run() == 0
 
 
+@pytest.mark.thorough
 def test_a_profile_and_an_adapter_are_recorded(desk: Desk, tiny_adapter: Path) -> None:
     desk.write_jobs(
         {

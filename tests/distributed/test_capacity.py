@@ -66,6 +66,7 @@ def test_a_deadline_before_the_first_clip_is_refused() -> None:
         plan_batch(RATE, 1, deadline_s=429, start_s=300, price_per_gpu_hour=None)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
 def test_one_replica_waits_as_an_m_d_1_queue(load: float) -> None:
     """Pollaczek and Khinchine: the mean wait is load * clip_s / (2 (1 - load))."""

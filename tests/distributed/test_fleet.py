@@ -33,6 +33,7 @@ def vidgen(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.thorough
 def test_processes_of_one_node_add_up() -> None:
     check = check_collective()
     assert check.ok, check.finding
@@ -87,6 +88,7 @@ def test_prefetch_of_this_machine() -> None:
     assert "vidgen_ray/model/nano" in done.stdout
 
 
+@pytest.mark.thorough
 def test_doctor_without_a_cluster_says_so_at_once() -> None:
     command = [sys.executable, "-m", "vidgen_ray", "doctor", "--cluster", "--config", "nano"]
     environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}

@@ -47,6 +47,7 @@ def image_of(request: GenerationRequest):  # type: ignore[no-untyped-def]
     return read_image(request.image, height=request.height, width=request.width)
 
 
+@pytest.mark.thorough
 def test_a_group_answers_like_an_engine(group: RankGroup, config: Config, photo: Path) -> None:
     request = make_request(config, photo)
     steps: list[tuple[int, int]] = []
@@ -60,6 +61,7 @@ def test_a_group_answers_like_an_engine(group: RankGroup, config: Config, photo:
     assert steps[-1] == (3, 3)
 
 
+@pytest.mark.thorough
 def test_ends_that_all_ranks_share_keep_the_group(
     group: RankGroup, config: Config, photo: Path
 ) -> None:

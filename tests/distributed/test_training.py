@@ -119,6 +119,7 @@ def test_a_run_in_parts_has_the_curve_and_the_weights_of_one_in_whole(
         torch.testing.assert_close(other.weights()[name], weight, atol=1e-5, rtol=0)
 
 
+@pytest.mark.thorough
 def test_sigterm_commits_and_leaves_and_the_run_goes_on(run: Run, other: Run) -> None:
     settings = {"num_epochs": 8, "checkpoint_every_steps": 1000}
     run.train(**settings)
@@ -153,6 +154,7 @@ def test_changed_settings_are_refused_and_named(run: Run) -> None:
     run.train(num_epochs=1, checkpoint_every_steps=7)  # decides nothing
 
 
+@pytest.mark.thorough
 def test_the_first_clips_are_made_with_the_adapter_of_each_epoch(run: Run, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -173,6 +175,7 @@ def test_the_first_clips_are_made_with_the_adapter_of_each_epoch(run: Run, tmp_p
         assert (run.output / "samples" / f"{record.id}.mp4").stat().st_size > 1000
 
 
+@pytest.mark.thorough
 def test_samples_may_be_the_first_of_a_prompts_file(run: Run, tmp_path: Path, photo: Path) -> None:
     prompts = tmp_path / "prompts.yaml"
     rows = [

@@ -51,6 +51,7 @@ def text_to_video(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
+@pytest.mark.thorough
 def test_profiles_are_measured_against_a_plain_call(
     config: Config, request_: GenerationRequest, text_to_video: Path
 ) -> None:
@@ -139,6 +140,7 @@ def test_differences_are_measured_on_known_pairs() -> None:
     assert 0.9 < difference.ssim < 1
 
 
+@pytest.mark.thorough
 def test_the_command_leaves_table_plot_page_clips_and_summary(tmp_path: Path, photo: Path) -> None:
     Image.open(photo).save(tmp_path / "photo.png")
     words = ["benchmark", "--image", str(tmp_path / "photo.png"), "--prompt", "pan left"]
@@ -181,6 +183,7 @@ def test_calibration_takes_the_fewest_computed_steps_that_pass() -> None:
     assert text == "profiles:\n  fast:\n    num_inference_steps: 20\n    step_cache: 0.1\n"
 
 
+@pytest.mark.thorough
 def test_the_command_calibrates_on_the_jobs_of_a_file(
     tmp_path: Path, photo: Path, tiny_overrides: dict[str, object]
 ) -> None:

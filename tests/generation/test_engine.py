@@ -149,6 +149,7 @@ def test_nothing_of_a_clip_that_ended_early_reaches_the_next(
     np.testing.assert_array_equal(used.generate(request).video.frames, undisturbed)
 
 
+@pytest.mark.thorough
 def test_fp16_overflow_is_redone_in_bf16_and_recorded(
     tiny_folder: Path, photo: Path, tmp_path: Path, tiny_overrides: dict[str, object]
 ) -> None:
@@ -256,6 +257,7 @@ def test_profiles_change_what_they_name_and_are_recorded(
         engine.generate(make_request(config, photo, mode="optimized", profile="warp"))
 
 
+@pytest.mark.thorough
 def test_out_of_memory_says_what_to_change(
     tiny_folder: Path, photo: Path, tiny_overrides: dict[str, object]
 ) -> None:

@@ -77,7 +77,12 @@ def test_exact_is_the_baseline_up_to_the_decoders_rounding_and_says_what_it_used
 
 @pytest.mark.parametrize(
     ("profile", "least", "most"),
-    [("compiled", 0, 1e-5), ("fp8", 1e-4, 0.05), ("fp8_weights", 1e-4, 0.02), ("int8", 1e-5, 0.03)],
+    [
+        pytest.param("compiled", 0, 1e-5, marks=pytest.mark.thorough),
+        ("fp8", 1e-4, 0.05),
+        ("fp8_weights", 1e-4, 0.02),
+        ("int8", 1e-5, 0.03),
+    ],
 )
 def test_options_stay_within_their_error(
     engine: Engine,
@@ -115,7 +120,13 @@ def test_a_kernel_that_is_named_and_missing_is_an_error(
         engine.generate(make_request(config, photo, "flash"))
 
 
-@pytest.mark.parametrize("profile", ["compiled", pytest.param("fp8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "profile",
+    [
+        pytest.param("compiled", marks=pytest.mark.thorough),
+        pytest.param("fp8", marks=pytest.mark.slow),
+    ],
+)
 def test_adapters_are_swapped_in_place_and_leave_no_trace(
     engine: Engine,
     config: Config,
@@ -164,6 +175,7 @@ def test_weights_made_on_load_make_the_same_clips_every_time(
         engine.generate(make_request(config, photo, "fp8", lora=str(tiny_adapter)))
 
 
+@pytest.mark.thorough
 def test_what_was_compiled_is_kept_for_the_next_process(
     config: Config, engine: Engine, photo: Path
 ) -> None:

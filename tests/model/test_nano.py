@@ -65,6 +65,7 @@ def test_the_clip_starts_with_the_photo_pans_and_is_accepted() -> None:
     assert judge(score_video(generation.video), CONFIG.quality) == ("accepted", [])
 
 
+@pytest.mark.thorough
 def test_the_shipped_adapter_drains_the_colour_and_keeps_the_move() -> None:
     plain, drained = (make(PAN, lora=lora).video.frames for lora in (None, "archive-footage"))
     assert measure_look(plain).colour > 0.8 * measure_look(plain[:1]).colour

@@ -94,6 +94,7 @@ def agrees_guided_and_not(ranks: Ranks, num_heads: int) -> None:
     assert not ranks.any(False)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("size", "num_heads"), [(2, 4), (4, 4), (8, 4)], ids=["guidance", "2x2", "2x4"]
 )
@@ -154,6 +155,7 @@ def makes_the_same_clip(ranks: Ranks, overrides: dict, photo: str, folder: str) 
             assert abs(difference).max() <= 1
 
 
+@pytest.mark.thorough
 def test_an_engine_on_ranks_makes_the_clip_of_one_device(
     tiny_overrides: dict[str, object], photo: Path, tmp_path: Path
 ) -> None:

@@ -110,6 +110,7 @@ def test_prompts_name_their_move_and_repeat_with_a_seed() -> None:
             assert "left" in text, prompt
 
 
+@pytest.mark.thorough
 def test_the_tokenizer_reads_capitals_accents_and_dashes_as_plain(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(tmp_path, ["zebra"], 300)
     assert tokenizer("Pan LEFT — Zürich’s tram").input_ids == (
@@ -201,6 +202,7 @@ def _saved(vae: AutoencoderKLCogVideoX, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_every_stage_goes_on_where_it_stopped_and_makes_a_pipeline(
     photos: Path, small: RecipeConfig, tmp_path: Path
 ) -> None:
@@ -229,10 +231,11 @@ def test_every_stage_goes_on_where_it_stopped_and_makes_a_pipeline(
     assert frames.shape == (1, 9, 48, 64, 3)
 
 
+@pytest.mark.thorough
 def test_an_encoder_trained_alone_serves_the_decoder_that_stays(
     photos: Path, small: RecipeConfig, tmp_path: Path
 ) -> None:
-    stays = {"train_decoder": False, "learning_rate": 3e-3, "num_steps": 30}
+    stays = {"train_decoder": False, "learning_rate": 3e-3, "num_steps": 12}
     alone = small.model_copy(update={"vae": small.vae.model_copy(update=stays)})
     start = train_vae.make_vae(small)
     start.register_to_config(scaling_factor=0.7)
@@ -274,6 +277,7 @@ def test_a_student_learns_to_say_in_one_pass_what_guidance_says_in_two(
     assert loss(guided) < 0.5 * before
 
 
+@pytest.mark.thorough
 def test_training_under_guidance_begins_with_what_its_teacher_says(
     photos: Path, small: RecipeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +330,7 @@ def _write_text(folder: Path, recipe: RecipeConfig) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_training_alone_or_in_two_parts_gives_the_same_weights(
     photos: Path, small: RecipeConfig, tmp_path: Path
 ) -> None:

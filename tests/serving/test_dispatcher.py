@@ -126,6 +126,7 @@ def test_so_it_is_through_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         server.stop()
 
 
+@pytest.mark.thorough
 def test_only_the_generator_needs_torch() -> None:
     code = (
         "import sys\n"

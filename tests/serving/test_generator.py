@@ -134,6 +134,7 @@ def test_a_clip_that_hangs_makes_the_replica_unhealthy(
     asyncio.run(scenario())
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(600)
 def test_ranks_make_clips_and_stop_together(
     tmp_path: Path, tiny_overrides: dict[str, object]

@@ -63,6 +63,7 @@ def test_health_needs_none(server: Server) -> None:
         assert client.get("/health").status_code == 200
 
 
+@pytest.mark.thorough
 def test_a_clip_that_outlasts_the_wait_is_cancelled(desk: httpx.Client) -> None:
     answer = post(desk, "/generate-video", num_inference_steps=SLOW)
     assert "use /v1/videos" in problem(answer, 504, "timeout")["message"]
