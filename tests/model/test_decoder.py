@@ -63,6 +63,19 @@ def test_a_batch_is_decoded_as_its_clips_are() -> None:
     torch.testing.assert_close(both, each, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_as_near_to_float64_as_diffusers(dtype: torch.dtype) -> None:
+    vae = make_vae()
+    vae.decoder.conv_in.conv.bias.data += 30.0  # a mean that sums of squares must not drown in
+    latents = torch.randn(1, vae.config.latent_channels, 3, 6, 10)
+    expected = decode(vae.double(), latents.double())
+    plain = decode(vae.to(dtype), latents.to(dtype))
+    fuse_decoder(vae)
+    fused = decode(vae, latents.to(dtype))
+    error, limit = ((one.double() - expected).norm() for one in (fused, plain))
+    assert error < 1.5 * limit
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("num_latent_frames", [1, 2, 3, 5])
