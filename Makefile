@@ -1,7 +1,7 @@
 # make run    generate the sample clips with the embedded model
 # make serve  serve the embedded model on http://127.0.0.1:8000
 # make train-demo   clips to a trained, validated adapter of the embedded model, in minutes
-# make test   the quick tests      make check   all that CI runs: lint and twice as many minutes of tests
+# make test   the quick tests      make check   all that CI runs: lint, more tests
 # make check-all   with the slow tests and those that kill processes, 30 minutes
 # make soak   half an hour of mixed load with faults; MINUTES=5 for less
 PYTHON ?= python3

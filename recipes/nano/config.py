@@ -34,7 +34,6 @@ class VaeConfig(_Section):
 
     architecture: dict[str, Any]
     kept_channels: int = Field(gt=0)
-    train_decoder: bool
     still_steps: int = Field(ge=0)
     num_steps: int = Field(gt=0)
     learning_rate: float = Field(gt=0)

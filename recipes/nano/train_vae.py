@@ -3,8 +3,6 @@
     torchrun --nproc-per-node 2 -m recipes.nano.train_vae PHOTOS OUTPUT
 
 Goes on from OUTPUT/state.pt if that is there; when the steps are done, OUTPUT/vae is the model.
-With `train_decoder: false` the encoder of `--start` learns to serve its decoder, which stays as it
-is: so do the latents' meaning, and a transformer that was trained on them.
 """
 
 import argparse
@@ -33,7 +31,6 @@ STILL_LATENT_WEIGHT = 0.05  # frames that do not change should have latents that
 WARPED_SHARE = 0.2  # of the clips: a warped latent must decode to the warped picture
 MAX_LATENT_NOISE = 0.1
 MOMENTS = ("encoder.conv_out.conv.weight", "encoder.conv_out.conv.bias")  # means, log variances
-ENCODER_ERROR_WEIGHT = 20.0  # for the photos that are drawn worst
 NEW_LOG_VARIANCE = -4.0  # of latent channels that a smaller VAE did not have
 
 
@@ -58,23 +55,15 @@ def train(
     limit_s: float = math.inf,
     start: Path | None = None,
 ) -> bool:
-    """Train until done or `limit_s`; returns whether it is done, and then OUTPUT/vae is written.
-
-    Raises ValueError when the decoder is not to be trained and there is none to `start` with.
-    """
-    if not (start or recipe.vae.train_decoder):
-        raise ValueError("vae.train_decoder: false needs --start, a VAE whose decoder is trained")
+    """Train until done or `limit_s`; returns whether it is done, and then OUTPUT/vae is written."""
     ranks = Ranks.join()
     torch.manual_seed(recipe.seed)
     vae = make_vae(recipe)
     if start:
         begin_with(vae, start)
-    vae.decoder.requires_grad_(recipe.vae.train_decoder)
-    fixed = {n: w.detach().clone() for n, w in vae.named_parameters() if not w.requires_grad}
     make_fast(vae).to(ranks.device, ranks.dtype)
     crops = training_crops(photos, recipe, ranks.device)
-    trained = {n: w for n, w in vae.named_parameters() if w.requires_grad}
-    weights = MasterWeights(trained, learning_rate=recipe.vae.learning_rate)
+    weights = MasterWeights(dict(vae.named_parameters()), learning_rate=recipe.vae.learning_rate)
     run = TrainingRun(output, weights, ranks, recipe.vae.num_steps, recipe.seed, limit_s)
     stage = _Stage(vae, crops, recipe)
     for step in run.steps():
@@ -86,9 +75,7 @@ def train(
     if run.finished and ranks.first:
         vae.float()
         weights.put_averages()
-        scaling_factor = vae.config.scaling_factor if fixed else None
-        state = vae.state_dict() | fixed
-        finish(state, recipe, photos, output, ranks.device, scaling_factor)
+        finish(vae.state_dict(), recipe, photos, output, ranks.device)
     return run.finished
 
 
@@ -110,7 +97,6 @@ def begin_with(vae: AutoencoderKLCogVideoX, start: Path) -> None:
     fresh = {name: value.clone() for name, value in vae.state_dict().items()}
     old = AutoencoderKLCogVideoX.from_pretrained(start)
     vae.load_state_dict(grown(old.state_dict(), fresh, MOMENTS))
-    vae.register_to_config(scaling_factor=old.config.scaling_factor)
     known, channels = old.config.latent_channels, vae.config.latent_channels
     with torch.no_grad():
         moments = vae.encoder.conv_out.conv
@@ -139,8 +125,6 @@ class _Stage:
         kind, whole = self.kind(step), progress >= self.recipe.vae.whole_frames_from
         pixels = self._batch(kind, whole)
         texture = self.recipe.vae.texture if progress >= self.recipe.vae.texture_from else 0.0
-        if not self.recipe.vae.train_decoder:
-            return _encoder_objective(self.vae, pixels, texture)
         return _objective(self.vae, pixels, texture)
 
     def _batch(self, kind: str, whole: bool) -> Tensor:
@@ -177,17 +161,6 @@ def _objective(
     if mean.shape[2] > 1:  # the last clip of a batch stands still
         loss = loss + STILL_LATENT_WEIGHT * mean[-1:].diff(dim=2).square().mean()
     return loss, F.mse_loss(decoded.detach().clamp(-1, 1), target)
-
-
-def _encoder_objective(
-    vae: AutoencoderKLCogVideoX, pixels: Tensor, texture: float
-) -> tuple[Tensor, Tensor]:
-    """The same of the latents' means: a fixed decoder is to draw them as near as it can."""
-    mean = vae._encode(pixels.to(vae.dtype)).chunk(2, dim=1)[0]
-    decoded = vae._decode(mean).sample.float()
-    error = F.mse_loss(decoded, pixels)
-    loss = reconstruction_loss(decoded, pixels, texture=texture) + ENCODER_ERROR_WEIGHT * error
-    return loss, F.mse_loss(decoded.detach().clamp(-1, 1), pixels)
 
 
 def _window(
@@ -273,19 +246,14 @@ def finish(
     photos: Path,
     output: Path,
     device: torch.device,
-    scaling_factor: float | None = None,
 ) -> None:
-    """Write OUTPUT/vae with the weights `state` and OUTPUT/vae.json with how good they are.
-
-    `scaling_factor` is one over the latents' deviation where it is None.
-    """
+    """Write OUTPUT/vae with the weights `state` and OUTPUT/vae.json with how good they are."""
     vae = make_vae(recipe)
     vae.load_state_dict(state)
     vae.to(device).eval()
     size = (recipe.photos.height, recipe.photos.width)
     report = measure(vae, load_crops(photos / "held_out", size, 1).to(device), recipe)
-    factor = scaling_factor or round(1 / report["latent_std"], 6)
-    vae.register_to_config(scaling_factor=factor)
+    vae.register_to_config(scaling_factor=round(1 / report["latent_std"], 6))
     vae.save_pretrained(output / "vae")
     (output / "vae.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report), flush=True)

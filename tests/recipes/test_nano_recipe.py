@@ -231,26 +231,6 @@ def test_every_stage_goes_on_where_it_stopped_and_makes_a_pipeline(
     assert frames.shape == (1, 9, 48, 64, 3)
 
 
-@pytest.mark.thorough
-def test_an_encoder_trained_alone_serves_the_decoder_that_stays(
-    photos: Path, small: RecipeConfig, tmp_path: Path
-) -> None:
-    stays = {"train_decoder": False, "learning_rate": 3e-3, "num_steps": 12}
-    alone = small.model_copy(update={"vae": small.vae.model_copy(update=stays)})
-    start = train_vae.make_vae(small)
-    start.register_to_config(scaling_factor=0.7)
-    before = train_vae.measure(start, load_crops(photos / "held_out", (96, 128), 1), small)
-    train_vae.train(photos, tmp_path, alone, start=_saved(start, tmp_path / "start"))
-    trained = AutoencoderKLCogVideoX.from_pretrained(tmp_path / "vae")
-    for name, weight in trained.decoder.state_dict().items():
-        torch.testing.assert_close(weight, start.decoder.state_dict()[name], rtol=0, atol=0)
-    assert trained.config.scaling_factor == 0.7
-    after = json.loads((tmp_path / "vae.json").read_text())
-    assert after["still_psnr_db"] > before["still_psnr_db"]
-    with pytest.raises(ValueError, match="needs --start"):
-        train_vae.train(photos, tmp_path / "none", alone)
-
-
 def test_a_student_learns_to_say_in_one_pass_what_guidance_says_in_two(
     small: RecipeConfig,
 ) -> None:
