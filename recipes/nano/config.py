@@ -37,6 +37,7 @@ class VaeConfig(_Section):
     still_steps: int = Field(ge=0)
     num_steps: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
+    muon_learning_rate: float = Field(ge=0)
     still_batch: int = Field(gt=0)
     clip_batch: int = Field(gt=0)
     long_clip_batch: int = Field(gt=0)
@@ -44,6 +45,7 @@ class VaeConfig(_Section):
     whole_frames_from: float = Field(ge=0, le=1)
     texture_from: float = Field(ge=0, le=1)
     texture: float = Field(ge=0)
+    first_frame_error: float = Field(ge=0)
 
 
 class TransformerConfig(_Section):
@@ -65,6 +67,19 @@ class TransformerConfig(_Section):
     steps_per_render: int = Field(gt=0)
 
 
+class DecoderConfig(_Section):
+    """Fitting the decoder to made latents. Batches are those of one rank."""
+
+    clips: int = Field(gt=0)
+    num_inference_steps: int = Field(gt=0)
+    num_steps: int = Field(gt=0)
+    batch: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    warm_up_steps: int = Field(ge=0)
+    texture: float = Field(ge=0)
+    share_of_way: float = Field(gt=0, le=1)
+
+
 class RecipeConfig(_Section):
     """The whole recipe."""
 
@@ -76,6 +91,7 @@ class RecipeConfig(_Section):
     text: TextConfig
     vae: VaeConfig
     transformer: TransformerConfig
+    decoder: DecoderConfig
 
 
 def load_recipe(path: Path = DEFAULT) -> RecipeConfig:

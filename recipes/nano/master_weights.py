@@ -1,6 +1,7 @@
 """bf16 weights in training, with fp32 masters, a moving average, and two optimisers.
 
-Muon (Jordan et al. 2024) steps the matrices that it is given, AdamW all else. Gradients are
+Muon (Jordan et al. 2024) steps the matrices that it is given, a kernel as one row for each channel
+that it makes; AdamW steps all else. Gradients are
 averaged over the ranks of torch.distributed where it runs.
 """
 
@@ -31,7 +32,7 @@ class MasterWeights:
         self.averages = {n: m.clone() for n, m in self.masters.items()}
         self.ema_decay = ema_decay
         self.step_count = 0
-        matrices = [m for n, m in self.masters.items() if by_muon(n, m)]
+        self._matrices = {n: m.flatten(1) for n, m in self.masters.items() if by_muon(n, m)}
         others = [(n, m) for n, m in self.masters.items() if not by_muon(n, m)]
         decayed = [m for n, m in others if m.ndim > 1 and "pos_embedding" not in n]
         plain = [m for n, m in others if m.ndim <= 1 or "pos_embedding" in n]
@@ -42,10 +43,10 @@ class MasterWeights:
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
         ]
-        if matrices:
+        if self._matrices:
             self.optimizers.append(
                 torch.optim.Muon(
-                    matrices,
+                    list(self._matrices.values()),
                     lr=muon_learning_rate,
                     weight_decay=WEIGHT_DECAY,
                     adjust_lr_fn="match_rms_adamw",
@@ -105,7 +106,10 @@ class MasterWeights:
             master.grad = None
         parts = flat.split([gradient.numel() for gradient in present.values()])
         for name, part in zip(present, parts, strict=True):
-            self.masters[name].grad = part.view_as(self.masters[name])
+            gradient = part.view_as(self.masters[name])
+            self.masters[name].grad = gradient
+            if name in self._matrices:
+                self._matrices[name].grad = gradient.flatten(1)
             self.working[name].grad = None
 
     def _write_back(self) -> None:

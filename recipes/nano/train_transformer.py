@@ -5,8 +5,8 @@
 VAE is a folder of `reduce_vae`, TEXT one of `prepare_text`. Goes on from OUTPUT/state.pt if that is
 there; when the steps are done, OUTPUT holds transformer/ and text_encoder/.
 
-With `transformer.guidance_scale` above 1 the weights of `--start` teach: what they say under that
-guidance, in two passes, the new ones learn to say in one.
+With `transformer.guidance_scale` above 1 the weights of `--begin-with` teach: what they say under
+that guidance, in two passes, the new ones learn to say in one.
 """
 
 import argparse
@@ -48,9 +48,9 @@ def main() -> None:
     parser.add_argument(
         "--limit-s", type=float, default=math.inf, help="stop after, to go on later"
     )
-    parser.add_argument("--start", type=Path, help="a checkpoint folder to begin with")
+    parser.add_argument("--begin-with", type=Path, help="a checkpoint folder to begin with")
     a = parser.parse_args()
-    train(a.photos, a.vae, a.text, a.output, load_recipe(a.config), a.limit_s, a.start)
+    train(a.photos, a.vae, a.text, a.output, load_recipe(a.config), a.limit_s, a.begin_with)
 
 
 def train(
@@ -73,7 +73,7 @@ def train(
     teacher = None
     if config.guidance_scale > 1:
         if start is None:
-            raise ValueError("transformer.guidance_scale above 1 needs --start, which teaches")
+            raise ValueError("transformer.guidance_scale above 1 needs --begin-with, which teaches")
         teacher = Teacher(copy.deepcopy(student), config.guidance_scale)
     if ranks.device.type == "cuda":
         for block in student.transformer.transformer_blocks:
@@ -87,7 +87,7 @@ def train(
     run = TrainingRun(output, weights, ranks, config.num_steps, recipe.seed, limit_s)
     clips = _Clips(photos, vae_folder, recipe, ranks)
     clips.catch_up(weights.step_count)
-    prompts = _Prompts(text, ranks.device, config.prompt_dropout)
+    prompts = Prompts(text, ranks.device, config.prompt_dropout)
     for step in run.steps():
         clips.go_on(step)
         latents, image_latents, labels = clips.sample(config.batch)
@@ -258,7 +258,7 @@ def _timesteps(count: int, device: torch.device) -> Tensor:
     return (levels * NUM_TIMESTEPS).long().clamp(0, NUM_TIMESTEPS - 1)
 
 
-class _Prompts:
+class Prompts:
     """Token ids of prompts by label (move and speed), from `prepare_text`."""
 
     def __init__(self, folder: Path, device: torch.device, dropout: float) -> None:
@@ -339,7 +339,7 @@ class _Clips:
             torch.manual_seed(
                 (self.recipe.seed * 7_368_787 + self.num_made) * self.ranks.count + self.ranks.rank
             )
-            pixels, labels = _render_clips(self.crops, count, self.recipe)
+            pixels, labels = render_clips(self.crops, count, self.recipe)
             latents, image_latents = self._encode(pixels.to(self.vae.dtype))
         places = torch.arange(self.num_made, self.num_made + count) % len(self.labels)
         places = places.to(self.labels.device)
@@ -360,7 +360,7 @@ class _Clips:
         return [device.index or 0] if device.type == "cuda" else []
 
 
-def _render_clips(crops: Tensor, count: int, recipe: RecipeConfig) -> tuple[Tensor, Tensor]:
+def render_clips(crops: Tensor, count: int, recipe: RecipeConfig) -> tuple[Tensor, Tensor]:
     """Clips of every move at every speed, and their labels."""
     device = crops.device
     moves = torch.randint(len(MOVES), (count,), device=device)

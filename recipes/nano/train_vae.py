@@ -16,6 +16,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 from torch.nn import functional as F
 
+from recipes.nano.camera import Path as CameraPath
 from recipes.nano.camera import any_path, render
 from recipes.nano.config import DEFAULT, RecipeConfig, load_recipe
 from recipes.nano.fast_vae import make_fast
@@ -30,6 +31,8 @@ KL_WEIGHT = 2e-4
 STILL_LATENT_WEIGHT = 0.05  # frames that do not change should have latents that do not
 WARPED_SHARE = 0.2  # of the clips: a warped latent must decode to the warped picture
 MAX_LATENT_NOISE = 0.1
+CLOSE_UPS = 0.5  # share of the stills that stay as near as their photos
+FURTHEST = 0.6  # log scale of the others: their small detail is what costs a codec most
 MOMENTS = ("encoder.conv_out.conv.weight", "encoder.conv_out.conv.bias")  # means, log variances
 NEW_LOG_VARIANCE = -4.0  # of latent channels that a smaller VAE did not have
 
@@ -43,9 +46,9 @@ def main() -> None:
     parser.add_argument(
         "--limit-s", type=float, default=math.inf, help="stop after, to go on later"
     )
-    parser.add_argument("--start", type=Path, help="a VAE folder to begin with")
+    parser.add_argument("--begin-with", type=Path, help="a VAE folder to begin with")
     a = parser.parse_args()
-    train(a.photos, a.output, load_recipe(a.config), a.limit_s, a.start)
+    train(a.photos, a.output, load_recipe(a.config), a.limit_s, a.begin_with)
 
 
 def train(
@@ -63,15 +66,20 @@ def train(
         begin_with(vae, start)
     make_fast(vae).to(ranks.device, ranks.dtype)
     crops = training_crops(photos, recipe, ranks.device)
-    weights = MasterWeights(dict(vae.named_parameters()), learning_rate=recipe.vae.learning_rate)
+    weights = MasterWeights(
+        dict(vae.named_parameters()),
+        learning_rate=recipe.vae.learning_rate,
+        muon_learning_rate=recipe.vae.muon_learning_rate,
+        by_muon=lambda name, weight: recipe.vae.muon_learning_rate > 0 and _is_inner_kernel(weight),
+    )
     run = TrainingRun(output, weights, ranks, recipe.vae.num_steps, recipe.seed, limit_s)
-    stage = _Stage(vae, crops, recipe)
+    stage = Stage(vae, crops, recipe)
     for step in run.steps():
         loss, error = stage.loss(step)
         loss.backward()
         norm = weights.step(stage.rate(step))
         kind = stage.kind(step)
-        run.log(loss=loss, norm=norm, **{f"{kind}_psnr": _psnr(error)})
+        run.log(loss=loss, norm=norm, **{f"{kind}_psnr": psnr(error)})
     if run.finished and ranks.first:
         vae.float()
         weights.put_averages()
@@ -105,7 +113,7 @@ def begin_with(vae: AutoencoderKLCogVideoX, start: Path) -> None:
 
 
 @dataclass
-class _Stage:
+class Stage:
     """What one step does: a batch, and its loss."""
 
     vae: AutoencoderKLCogVideoX
@@ -125,7 +133,7 @@ class _Stage:
         kind, whole = self.kind(step), progress >= self.recipe.vae.whole_frames_from
         pixels = self._batch(kind, whole)
         texture = self.recipe.vae.texture if progress >= self.recipe.vae.texture_from else 0.0
-        return _objective(self.vae, pixels, texture)
+        return _objective(self.vae, pixels, texture, self.recipe.vae.first_frame_error)
 
     def _batch(self, kind: str, whole: bool) -> Tensor:
         config, device = self.recipe.vae, self.crops.device
@@ -142,11 +150,25 @@ class _Stage:
         whole_size = (self.recipe.height, self.recipe.width)
         size = whole_size if whole or kind == "still" else WINDOW
         window = _window(count, size, whole_size, device)
-        return _relit(render(photos, any_path(count, times), size, window))
+        path = from_further(count, device) if kind == "still" else any_path(count, times)
+        return _relit(render(photos, path, size, window))
+
+
+def _is_inner_kernel(weight: Tensor) -> bool:
+    """Of a convolution between hidden layers: its matrix has no small side."""
+    return weight.ndim == 5 and min(weight.shape[:2]) > 3 and weight.shape[2] == 3
+
+
+def from_further(count: int, device: torch.device) -> CameraPath:
+    """Where stills are seen from: some show the photo, others more and smaller, mirrored."""
+    draw = torch.rand(count, 1, device=device)
+    at_photo = torch.zeros_like(draw)
+    log_scale = FURTHEST * (draw - CLOSE_UPS).clamp(min=0) / (1 - CLOSE_UPS)
+    return CameraPath(log_scale, at_photo, at_photo, at_photo, at_photo)
 
 
 def _objective(
-    vae: AutoencoderKLCogVideoX, pixels: Tensor, texture: float
+    vae: AutoencoderKLCogVideoX, pixels: Tensor, texture: float, first_frame_error: float
 ) -> tuple[Tensor, Tensor]:
     """The loss, and the mean square error per value in -1..1, of [count, 3, frames, h, w]."""
     mean, log_variance = vae._encode(pixels.to(vae.dtype)).float().chunk(2, dim=1)
@@ -156,7 +178,7 @@ def _objective(
     latents = latents + strength * torch.randn_like(latents)
     latents, target = _some_warped(latents, pixels)
     decoded = vae._decode(latents.to(vae.dtype)).sample.float()
-    loss = reconstruction_loss(decoded, target, texture=texture)
+    loss = reconstruction_loss(decoded, target, texture, first_frame_error)
     loss = loss + KL_WEIGHT * 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
     if mean.shape[2] > 1:  # the last clip of a batch stands still
         loss = loss + STILL_LATENT_WEIGHT * mean[-1:].diff(dim=2).square().mean()
@@ -202,19 +224,25 @@ def _some_warped(latents: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return warp(latents), warp(pixels)
 
 
-def reconstruction_loss(decoded: Tensor, target: Tensor, *, texture: float) -> Tensor:
-    """L1, L2, edges at two scales, SSIM, change over time, and `texture` times its amount.
+def reconstruction_loss(
+    decoded: Tensor, target: Tensor, texture: float, first_frame_error: float
+) -> Tensor:
+    """L1, L2, edges at two scales, SSIM, change over time.
 
+    And `first_frame_error` times the L2 of the first frame, which a reader compares with the photo;
+    `texture` times the amount of it in later frames, which must not look blander.
     Both are [num_clips, 3, num_frames, height, width] in -1..1.
     """
     loss = F.l1_loss(decoded, target) + F.mse_loss(decoded, target)
+    loss = loss + first_frame_error * F.mse_loss(decoded[:, :, 0], target[:, :, 0])
     if decoded.shape[2] > 1:
         loss = loss + 0.4 * F.l1_loss(decoded.diff(dim=2), target.diff(dim=2))
     made, wanted = (clip.transpose(1, 2).flatten(0, 1) for clip in (decoded, target))
     loss = loss + 0.5 * _edge_loss(made, wanted) + 0.15 * (1 - _ssim(made, wanted))
     loss = loss + 0.5 * _edge_loss(F.avg_pool2d(made, 2), F.avg_pool2d(wanted, 2))
-    if texture:
-        loss = loss + texture * F.l1_loss(_fine_energy(made), _fine_energy(wanted))
+    if texture and decoded.shape[2] > 1:
+        later = decoded[:, :, 1:].flatten(0, 1), target[:, :, 1:].flatten(0, 1)
+        loss = loss + texture * F.l1_loss(fine_energy(later[0]), fine_energy(later[1]))
     return loss
 
 
@@ -234,7 +262,7 @@ def _ssim(made: Tensor, wanted: Tensor) -> Tensor:
     return (light * contrast).mean()
 
 
-def _fine_energy(pictures: Tensor) -> Tensor:
+def fine_energy(pictures: Tensor) -> Tensor:
     """Root mean square of what a 3x3 blur takes away, over 8x8 boxes."""
     fine = pictures - F.avg_pool2d(pictures, 3, 1, padding=1, count_include_pad=False)
     return (F.avg_pool2d(fine**2, 8) + 1e-5).sqrt()
@@ -274,7 +302,7 @@ def measure(
             pixels = render(photo, any_path(1, times), (recipe.height, recipe.width))
             latent = vae.encode(pixels).latent_dist.mode()
             decoded = vae.decode(latent).sample.clamp(-1, 1)
-            errors.append(_psnr(F.mse_loss(decoded, pixels)))
+            errors.append(psnr(F.mse_loss(decoded, pixels)))
             if num_frames == 1:
                 sharpness.append(_laplacian_variance(decoded) / _laplacian_variance(pixels))
             else:
@@ -288,7 +316,7 @@ def measure(
     }
 
 
-def _psnr(mean_square_error: Tensor) -> Tensor:
+def psnr(mean_square_error: Tensor) -> Tensor:
     return 10 * torch.log10(4 / mean_square_error.clamp(min=1e-10))
 
 

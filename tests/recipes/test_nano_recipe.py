@@ -12,11 +12,12 @@ import yaml
 from diffusers import AutoencoderKLCogVideoX, CogVideoXImageToVideoPipeline
 from PIL import Image
 
-from recipes.nano import reduce_vae, train_transformer, train_vae, training_run
+from recipes.nano import fit_decoder, reduce_vae, train_transformer, train_vae, training_run
 from recipes.nano.assemble import assemble
 from recipes.nano.camera import MOVES, SPEEDS, path_of, render
 from recipes.nano.config import DEFAULT, RecipeConfig, load_recipe
 from recipes.nano.fast_vae import make_fast
+from recipes.nano.master_weights import MasterWeights
 from recipes.nano.motion import recognise
 from recipes.nano.photos import collages, load_crops
 from recipes.nano.prompts import MAX_TOKENS, labelled_prompts
@@ -66,7 +67,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> RecipeConfig:
         clip_batch=2,
         long_clip_batch=1,
         warm_up_steps=2,
+        muon_learning_rate=1e-3,
     )
+    tree["decoder"].update(clips=3, num_inference_steps=1, num_steps=6, batch=2, warm_up_steps=1)
     tree["transformer"]["architecture"].update(num_layers=1, num_attention_heads=1)
     tree["transformer"]["text_encoder"].update(num_layers=1, d_ff=32)
     tree["transformer"].update(num_steps=4, batch=2, clips_at_start=8, clips_kept=16)
@@ -230,6 +233,90 @@ def test_every_stage_goes_on_where_it_stopped_and_makes_a_pipeline(
     ).frames
     assert frames.shape == (1, 9, 48, 64, 3)
 
+    fitted = tmp_path / "fitted"
+    assert not fit_decoder.fit(photos, tmp_path / "checkpoint", text, fitted, small, limit_s=0)
+    assert fit_decoder.fit(photos, tmp_path / "checkpoint", text, fitted, small)
+    before = AutoencoderKLCogVideoX.from_pretrained(tmp_path / "checkpoint" / "vae").float()
+    after = AutoencoderKLCogVideoX.from_pretrained(fitted / "vae")
+    assert after.config.scaling_factor == before.config.scaling_factor
+    reached = torch.load(fitted / "state.pt", weights_only=True)["averages"]
+    for name, weight in before.state_dict().items():
+        if name in reached:
+            assert not torch.equal(reached[name], weight), name
+            weight = weight.lerp(reached[name], small.decoder.share_of_way)
+        assert torch.equal(after.state_dict()[name], weight), name
+    assert all(name.startswith("decoder.") for name in reached)
+    assert assemble(fitted, text, tmp_path / "checkpoint", tmp_path / "last") < 30e6
+
+
+def test_a_fitted_decoder_gives_made_clips_more_of_the_texture_that_they_lack(
+    small: RecipeConfig,
+) -> None:
+    """The wanted clips are what the decoder draws, with noise on it."""
+    torch.manual_seed(0)
+    vae = train_vae.make_vae(small)
+    latents = torch.randn(2, small.vae.architecture["latent_channels"], 5, 6, 8)
+    with torch.no_grad():
+        bland = vae._decode(latents).sample
+    wanted = (bland + 0.3 * torch.randn_like(bland)).clamp(-1, 1)
+    clips = fit_decoder.MadeClips(latents, ((wanted + 1) * 127.5).round().byte())
+
+    def missing() -> float:
+        with torch.no_grad():
+            decoded = vae._decode(latents).sample[:, :, 9:]
+        made, true = (train_vae.fine_energy(c.flatten(0, 1)) for c in (decoded, wanted[:, :, 9:]))
+        return float((true - made).mean())
+
+    before = missing()
+    weights = MasterWeights(dict(vae.decoder.named_parameters()), learning_rate=3e-3)
+    for _ in range(15):
+        loss, _ = clips.loss(vae, count=2, texture=3.0)
+        loss.backward()
+        weights.step(1.0)
+    assert missing() < 0.7 * before
+
+
+def test_kernels_are_stepped_as_matrices() -> None:
+    """Muon's step of a kernel has singular values alike, whatever the gradient's are."""
+    kernel = torch.nn.Parameter(torch.zeros(6, 4, 3, 3, 3))
+    weights = MasterWeights(
+        {"kernel": kernel}, learning_rate=1e-3, muon_learning_rate=1e-2, by_muon=lambda *_: True
+    )
+    scales = torch.logspace(0, 1, 6).view(6, 1, 1, 1, 1)
+    (
+        kernel * scales * torch.randn(kernel.shape, generator=torch.Generator().manual_seed(0))
+    ).sum().backward()
+    weights.step(1.0)
+    step = torch.linalg.svdvals(kernel.detach().flatten(1))
+    assert step.min() > 0.5 * step.max() > 0
+
+
+def test_half_of_the_stills_show_more_than_the_photo() -> None:
+    torch.manual_seed(0)
+    log_scale = train_vae.from_further(1000, torch.device("cpu")).log_scale
+    assert 0.4 < (log_scale == 0).float().mean() < 0.6
+    assert 0.5 < log_scale.max() <= train_vae.FURTHEST
+    assert log_scale.min() == 0
+
+
+def test_first_frames_count_for_their_error_and_later_ones_for_their_texture() -> None:
+    torch.manual_seed(0)
+    clip = torch.rand(1, 3, 5, 16, 16)
+
+    def more(frame: int, **weights: float) -> float:
+        """What a weight adds to the loss of a clip with noise in one frame."""
+        noisy = clip.clone()
+        noisy[:, :, frame] += 0.1 * torch.randn(3, 16, 16)
+        none = {"texture": 0.0, "first_frame_error": 0.0}
+        losses = [
+            train_vae.reconstruction_loss(noisy, clip, **some) for some in (none | weights, none)
+        ]
+        return float(losses[0] - losses[1])
+
+    assert more(0, first_frame_error=20.0) > 0.1
+    assert more(3, first_frame_error=20.0) == more(0, texture=2.0) == 0
+    assert more(3, texture=2.0) > 0
+
 
 def test_a_student_learns_to_say_in_one_pass_what_guidance_says_in_two(
     small: RecipeConfig,
@@ -276,7 +363,7 @@ def test_training_under_guidance_begins_with_what_its_teacher_says(
 
     truth = loss_of("truth", 1.0, tmp_path / "start")
     assert 0 < loss_of("guided", 1.5, tmp_path / "start") < 0.05 * truth
-    with pytest.raises(ValueError, match="needs --start"):
+    with pytest.raises(ValueError, match="needs --begin-with"):
         loss_of("alone", 1.5, None)
 
 

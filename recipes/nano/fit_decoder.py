@@ -1,0 +1,175 @@
+"""Fit the decoder of a checkpoint to latents as its transformer makes them.
+
+    python -m recipes.nano.fit_decoder PHOTOS CHECKPOINT TEXT OUTPUT
+
+A transformer cannot foresee all detail, and a decoder that has only seen an encoder's latents
+draws what lacks in a blander way than it was. Half of the steps are those of `train_vae`, so that
+first frames stay as they are; the others decode made latents, and want the true clip's colours and
+amount of texture. What ships is a point on the way from the decoder before to the fitted one
+(Wortsman et al. 2022, arXiv:2109.01903): all the way there is a mesh in rich texture. The encoder
+and the latents' scale stay. Goes on from OUTPUT/state.pt if that is
+there; when the steps are done, OUTPUT/vae is the model.
+"""
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXImageToVideoPipeline
+from torch import Tensor
+from torch.nn import functional as F
+
+from recipes.nano.config import DEFAULT, RecipeConfig, VaeConfig, load_recipe
+from recipes.nano.fast_vae import make_fast
+from recipes.nano.master_weights import MasterWeights
+from recipes.nano.photos import load_crops, training_crops
+from recipes.nano.train_transformer import Prompts, render_clips
+from recipes.nano.train_vae import Stage, fine_energy, measure, psnr, reconstruction_loss
+from recipes.nano.training_run import Ranks, TrainingRun, cosine
+
+LATENTS_AT_ONCE = 5  # latent frames that are decoded, in chunks of three and two as the first ones
+LATENTS_TO_FIT = 2  # of them, the last; the others are their past
+COLOUR_SIZE = 4  # pixels across and down over which colours are compared
+RECONSTRUCTION = 0.25  # weight of the pixels themselves, which cannot all be foreseen
+MADE_AT_ONCE = 16
+
+
+def main() -> None:
+    """Parse the command line and fit."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("photos", "checkpoint", "text", "output"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--config", type=Path, default=DEFAULT)
+    parser.add_argument(
+        "--limit-s", type=float, default=math.inf, help="stop after, to go on later"
+    )
+    a = parser.parse_args()
+    fit(a.photos, a.checkpoint, a.text, a.output, load_recipe(a.config), a.limit_s)
+
+
+def fit(
+    photos: Path,
+    checkpoint: Path,
+    text: Path,
+    output: Path,
+    recipe: RecipeConfig,
+    limit_s: float = math.inf,
+) -> bool:
+    """Fit until done or `limit_s`; returns whether it is done, and then OUTPUT/vae is written."""
+    ranks = Ranks.join()
+    config = recipe.decoder
+    torch.manual_seed(recipe.seed)
+    pipeline = CogVideoXImageToVideoPipeline.from_pretrained(checkpoint, dtype=ranks.dtype)
+    pipeline.to(ranks.device)
+    vae = make_fast(pipeline.vae)
+    vae.encoder.requires_grad_(False)
+    crops = training_crops(photos, recipe, ranks.device)
+    made = _made_clips(pipeline, crops, Prompts(text, ranks.device, dropout=0.0), recipe)
+    weights = MasterWeights(
+        {f"decoder.{name}": weight for name, weight in vae.decoder.named_parameters()},
+        learning_rate=config.learning_rate,
+    )
+    run = TrainingRun(output, weights, ranks, config.num_steps, recipe.seed, limit_s)
+    stage = Stage(vae, crops, recipe.model_copy(update={"vae": _as_in_the_end(recipe)}))
+    for step in run.steps():
+        if step % 2:
+            loss, error = stage.loss(step // 2)
+            kind = stage.kind(step // 2)
+        else:
+            loss, error = made.loss(vae, config.batch, config.texture)
+            kind = "made"
+        loss.backward()
+        rate = min(1.0, (step + 1) / config.warm_up_steps) * cosine(step / config.num_steps)
+        norm = weights.step(rate)
+        run.log(norm=norm, **{f"{kind}_loss": loss, f"{kind}_psnr": psnr(error)})
+    if run.finished and ranks.first:
+        _finish(checkpoint, weights.averages, recipe, photos, output, ranks.device)
+    return run.finished
+
+
+def _as_in_the_end(recipe: RecipeConfig) -> VaeConfig:
+    """How the VAE was trained in its last steps."""
+    return recipe.vae.model_copy(
+        update={"still_steps": 0, "whole_frames_from": 0.0, "texture_from": 0.0}
+    )
+
+
+@dataclass(frozen=True)
+class MadeClips:
+    """Clips as a transformer makes them, and as they should be."""
+
+    latents: Tensor  # [num_clips, channels, latent_frames, h, w], as the decoder takes them
+    pixels: Tensor  # uint8 [num_clips, 3, num_frames, height, width]
+
+    def loss(
+        self, vae: AutoencoderKLCogVideoX, count: int, texture: float
+    ) -> tuple[Tensor, Tensor]:
+        """The loss and the mean square error of `count` random parts that have a past."""
+        length = min(LATENTS_AT_ONCE, self.latents.shape[2])
+        chosen = torch.randint(len(self.latents), (count,), device=self.latents.device)
+        start = 2 * int(torch.randint((self.latents.shape[2] - length) // 2 + 1, ()))
+        past = 4 * (length - LATENTS_TO_FIT) - 3
+        latents = self.latents[chosen, :, start : start + length]
+        frames = self.pixels[chosen, :, 4 * start + past : 4 * (start + length) - 3]
+        wanted = frames.float() / 127.5 - 1
+        decoded = vae._decode(latents.to(vae.dtype)).sample.float()[:, :, past:]
+        loss = F.l1_loss(_colours(decoded), _colours(wanted))
+        loss = loss + RECONSTRUCTION * reconstruction_loss(decoded, wanted, 0.0, 0.0)
+        energy, wanted_energy = (fine_energy(clip.flatten(0, 1)) for clip in (decoded, wanted))
+        loss = loss + texture * F.l1_loss(energy, wanted_energy)
+        return loss, F.mse_loss(decoded.detach().clamp(-1, 1), wanted)
+
+
+def _colours(clip: Tensor) -> Tensor:
+    return F.avg_pool3d(clip, (1, COLOUR_SIZE, COLOUR_SIZE))
+
+
+@torch.no_grad()
+def _made_clips(
+    pipeline: CogVideoXImageToVideoPipeline, crops: Tensor, prompts: Prompts, recipe: RecipeConfig
+) -> MadeClips:
+    pipeline.set_progress_bar_config(disable=True)
+    latents, pixels = [], []
+    for start in range(0, recipe.decoder.clips, MADE_AT_ONCE):
+        count = min(MADE_AT_ONCE, recipe.decoder.clips - start)
+        clips, labels = render_clips(crops, count, recipe)
+        made = pipeline(
+            image=(clips[:, :, 0] + 1) / 2,
+            prompt_embeds=pipeline.text_encoder(prompts.sample(labels))[0],
+            height=recipe.height,
+            width=recipe.width,
+            num_frames=recipe.num_frames,
+            num_inference_steps=recipe.decoder.num_inference_steps,
+            guidance_scale=1.0,
+            output_type="latent",
+        ).frames
+        latents.append(made.transpose(1, 2) / pipeline.vae.config.scaling_factor)
+        pixels.append(((clips + 1) * 127.5).round().to(torch.uint8))
+    return MadeClips(torch.cat(latents), torch.cat(pixels))
+
+
+def _finish(
+    checkpoint: Path,
+    decoder: dict[str, Tensor],
+    recipe: RecipeConfig,
+    photos: Path,
+    output: Path,
+    device: torch.device,
+) -> None:
+    """Write OUTPUT/vae with the new decoder, and OUTPUT/vae.json with how good it is."""
+    vae = AutoencoderKLCogVideoX.from_pretrained(checkpoint / "vae").float().to(device)
+    before = vae.state_dict()
+    way = {n: before[n].lerp(w, recipe.decoder.share_of_way) for n, w in decoder.items()}
+    vae.load_state_dict(before | way)
+    vae.save_pretrained(output / "vae")
+    size = (recipe.photos.height, recipe.photos.width)
+    report = measure(vae.eval(), load_crops(photos / "held_out", size, 1).to(device), recipe)
+    (output / "vae.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report), flush=True)
+
+
+if __name__ == "__main__":
+    main()
