@@ -7,12 +7,11 @@ draws what lacks in a blander way than it was. Half of the steps are those of `t
 first frames stay as they are; the others decode made latents, and want the true clip's colours and
 amount of texture. What ships is a point on the way from the decoder before to the fitted one
 (Wortsman et al. 2022, arXiv:2109.01903): all the way there is a mesh in rich texture. The encoder
-and the latents' scale stay. Goes on from OUTPUT/state.pt if that is
-there; when the steps are done, OUTPUT/vae is the model.
+and the latents' scale stay.
+
+Goes on from OUTPUT/state.pt if that is there; when the steps are done, OUTPUT/vae is the model.
 """
 
-import argparse
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,13 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXImageToVideoPipeline
 from torch import Tensor
 from torch.nn import functional as F
 
-from recipes.nano.config import DEFAULT, RecipeConfig, VaeConfig, load_recipe
+from recipes.nano.config import RecipeConfig, VaeConfig, load_recipe
 from recipes.nano.fast_vae import make_fast
 from recipes.nano.master_weights import MasterWeights
-from recipes.nano.photos import load_crops, training_crops
+from recipes.nano.photos import training_crops
 from recipes.nano.train_transformer import Prompts, render_clips
-from recipes.nano.train_vae import Stage, fine_energy, measure, psnr, reconstruction_loss
-from recipes.nano.training_run import Ranks, TrainingRun, cosine
+from recipes.nano.train_vae import Stage, fine_energy, psnr, reconstruction_loss, report_on
+from recipes.nano.training_run import Ranks, TrainingRun, cosine, stage_parser
 
 LATENTS_AT_ONCE = 5  # latent frames that are decoded, in chunks of three and two as the first ones
 LATENTS_TO_FIT = 2  # of them, the last; the others are their past
@@ -39,14 +38,7 @@ MADE_AT_ONCE = 16
 
 def main() -> None:
     """Parse the command line and fit."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("photos", "checkpoint", "text", "output"):
-        parser.add_argument(name, type=Path)
-    parser.add_argument("--config", type=Path, default=DEFAULT)
-    parser.add_argument(
-        "--limit-s", type=float, default=math.inf, help="stop after, to go on later"
-    )
-    a = parser.parse_args()
+    a = stage_parser(__doc__, "photos", "checkpoint", "text", "output").parse_args()
     fit(a.photos, a.checkpoint, a.text, a.output, load_recipe(a.config), a.limit_s)
 
 
@@ -165,10 +157,7 @@ def _finish(
     way = {n: before[n].lerp(w, recipe.decoder.share_of_way) for n, w in decoder.items()}
     vae.load_state_dict(before | way)
     vae.save_pretrained(output / "vae")
-    size = (recipe.photos.height, recipe.photos.width)
-    report = measure(vae.eval(), load_crops(photos / "held_out", size, 1).to(device), recipe)
-    (output / "vae.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report), flush=True)
+    report_on(vae, recipe, photos, output)
 
 
 if __name__ == "__main__":

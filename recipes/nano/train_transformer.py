@@ -9,7 +9,6 @@ With `transformer.guidance_scale` above 1 the weights of `--begin-with` teach: w
 that guidance, in two passes, the new ones learn to say in one.
 """
 
-import argparse
 import copy
 import math
 from dataclasses import dataclass, field
@@ -23,12 +22,12 @@ from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from recipes.nano.camera import MOVES, SPEED_SPREAD, SPEEDS, path_of, render
-from recipes.nano.config import DEFAULT, RecipeConfig, load_recipe
+from recipes.nano.config import RecipeConfig, load_recipe
 from recipes.nano.fast_vae import make_fast
 from recipes.nano.master_weights import MasterWeights
 from recipes.nano.photos import training_crops
 from recipes.nano.prompts import MAX_TOKENS
-from recipes.nano.training_run import Ranks, TrainingRun, cosine
+from recipes.nano.training_run import Ranks, TrainingRun, cosine, stage_parser
 from vidgen_ray.model.untrained import SCHEDULE
 
 ALPHAS_CUMPROD = CogVideoXDPMScheduler(**SCHEDULE).alphas_cumprod.float()
@@ -41,13 +40,7 @@ EMPTY_PROMPT = 1  # the end-of-text token, alone
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("photos", "vae", "text", "output"):
-        parser.add_argument(name, type=Path)
-    parser.add_argument("--config", type=Path, default=DEFAULT)
-    parser.add_argument(
-        "--limit-s", type=float, default=math.inf, help="stop after, to go on later"
-    )
+    parser = stage_parser(__doc__, "photos", "vae", "text", "output")
     parser.add_argument("--begin-with", type=Path, help="a checkpoint folder to begin with")
     a = parser.parse_args()
     train(a.photos, a.vae, a.text, a.output, load_recipe(a.config), a.limit_s, a.begin_with)

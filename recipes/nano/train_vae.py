@@ -5,7 +5,6 @@
 Goes on from OUTPUT/state.pt if that is there; when the steps are done, OUTPUT/vae is the model.
 """
 
-import argparse
 import json
 import math
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from torch.nn import functional as F
 
 from recipes.nano.camera import Path as CameraPath
 from recipes.nano.camera import any_path, render
-from recipes.nano.config import DEFAULT, RecipeConfig, load_recipe
+from recipes.nano.config import RecipeConfig, load_recipe
 from recipes.nano.fast_vae import make_fast
 from recipes.nano.growing import grown
 from recipes.nano.master_weights import MasterWeights
 from recipes.nano.photos import load_crops, training_crops
-from recipes.nano.training_run import Ranks, TrainingRun, cosine
+from recipes.nano.training_run import Ranks, TrainingRun, cosine, stage_parser
 
 CYCLE = ("clip", "still", "long", "still")
 WINDOW = (96, 160)  # of clips, before whole frames
@@ -39,13 +38,7 @@ NEW_LOG_VARIANCE = -4.0  # of latent channels that a smaller VAE did not have
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("photos", type=Path, help="folder with train/ and held_out/")
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--config", type=Path, default=DEFAULT)
-    parser.add_argument(
-        "--limit-s", type=float, default=math.inf, help="stop after, to go on later"
-    )
+    parser = stage_parser(__doc__, "photos", "output")
     parser.add_argument("--begin-with", type=Path, help="a VAE folder to begin with")
     a = parser.parse_args()
     train(a.photos, a.output, load_recipe(a.config), a.limit_s, a.begin_with)
@@ -278,13 +271,21 @@ def finish(
     """Write OUTPUT/vae with the weights `state` and OUTPUT/vae.json with how good they are."""
     vae = make_vae(recipe)
     vae.load_state_dict(state)
-    vae.to(device).eval()
-    size = (recipe.photos.height, recipe.photos.width)
-    report = measure(vae, load_crops(photos / "held_out", size, 1).to(device), recipe)
+    report = report_on(vae.to(device), recipe, photos, output)
     vae.register_to_config(scaling_factor=round(1 / report["latent_std"], 6))
     vae.save_pretrained(output / "vae")
+
+
+def report_on(
+    vae: AutoencoderKLCogVideoX, recipe: RecipeConfig, photos: Path, output: Path
+) -> dict[str, float]:
+    """What `measure` says of the held-out photos; printed, and in OUTPUT/vae.json."""
+    size = (recipe.photos.height, recipe.photos.width)
+    held_out = load_crops(photos / "held_out", size, 1).to(vae.device)
+    report = measure(vae.eval(), held_out, recipe)
     (output / "vae.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report), flush=True)
+    return report
 
 
 @torch.no_grad()

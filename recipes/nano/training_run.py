@@ -1,5 +1,6 @@
 """A run of training steps: several GPUs, a time limit, a saved state, a log."""
 
+import argparse
 import json
 import math
 import os
@@ -11,11 +12,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed
 
+from recipes.nano.config import DEFAULT
 from recipes.nano.master_weights import MasterWeights
 
 SAVE_EVERY_S = 240
 AGREE_EVERY = 20  # steps between the ranks' agreement on stopping
 LOG_EVERY = 100
+
+
+def stage_parser(description: str | None, *folders: str) -> argparse.ArgumentParser:
+    """The command line that training stages share: their folders, `--config` and `--limit-s`."""
+    parser = argparse.ArgumentParser(description=description)
+    for name in folders:
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--config", type=Path, default=DEFAULT)
+    parser.add_argument(
+        "--limit-s", type=float, default=math.inf, help="stop after, to go on later"
+    )
+    return parser
 
 
 @dataclass(frozen=True)
