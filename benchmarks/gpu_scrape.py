@@ -19,13 +19,13 @@ from rich.console import Console
 
 from benchmarks.mixed_load import LENIENT, PHOTO
 from benchmarks.training_gpu import make_latents
+from vidgen_ray.batch.driver import BatchArguments, run_batch
 from vidgen_ray.config import load_config
-from vidgen_ray.distributed.batch import BatchArguments, run_batch
-from vidgen_ray.distributed.training import TrainingArguments, run_training
 from vidgen_ray.model.checkpoint import open_checkpoint
+from vidgen_ray.training.driver import TrainingArguments, run_training
 
 _OF_CLIPS = r"node_(gram|gpus)_\w+|vidgen_(vram|vram_allocated|peak_vram)_gb"
-_OF_TRAINING = r"vidgen_train_vram_gb"
+_OF_TRAINING = r"vidgen_train_peak_vram_gb"
 _TIMEOUT_S = 300.0
 
 _REPLACED = {

@@ -15,6 +15,7 @@ import torch
 
 from scripts.demo_clips import demo_scenes
 from vidgen_ray.config import load_config
+from vidgen_ray.encoding.shards import EncodedClip
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.model.device import choose_device
 from vidgen_ray.model.encoders import PromptEncoder, VideoEncoder, latent_scales
@@ -22,7 +23,6 @@ from vidgen_ray.model.lora import LoraTransformer
 from vidgen_ray.training.loop import make_optimizer
 from vidgen_ray.training.loss import velocity_loss
 from vidgen_ray.training.samples import Sample, SampleMaker, stack
-from vidgen_ray.training.shards import EncodedClip
 
 NUM_CLIPS = 4
 FIRST_HELD_OUT = 10**6  # steps from here are drawn for measuring alone

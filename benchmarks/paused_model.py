@@ -13,13 +13,14 @@ import torch
 from ray.serve import Application
 
 from vidgen_ray.config import Config
-from vidgen_ray.distributed.serving import app, generator, making
-from vidgen_ray.distributed.serving.arguments import ServingArguments
 from vidgen_ray.errors import ClipCancelled
 from vidgen_ray.generation.engine import Cancelled, Generation, OnStep
 from vidgen_ray.image_io import ConditioningImage
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.schema import GenerationRequest, ModelRecord, StageTimes, Video
+from vidgen_ray.serving import app
+from vidgen_ray.serving.arguments import ServingArguments
+from vidgen_ray.serving.deployments import clip_maker, generator
 
 
 class PausedEngine:
@@ -76,7 +77,7 @@ class Generator(generator.Generator):
     """The deployment, with the pause."""
 
     def __init__(self, arguments: ServingArguments) -> None:
-        making.open_engine = PausedEngine  # type: ignore[assignment]
+        clip_maker.open_engine = PausedEngine  # type: ignore[assignment]
         super().__init__(arguments)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.local_cluster import LocalCluster, end_in_order
 from benchmarks.mixed_load import LENIENT, BatchRun, Service, until
-from vidgen_ray.distributed.capacity import (
+from vidgen_ray.operations.capacity import (
     Scaling,
     choose_rate,
     plan_batch,

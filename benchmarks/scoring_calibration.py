@@ -26,8 +26,8 @@ import cv2
 import numpy as np
 
 from vidgen_ray.config import QualityConfig
-from vidgen_ray.generation.quality import judge
 from vidgen_ray.generation.scoring import score_video
+from vidgen_ray.generation.verdict import judge
 from vidgen_ray.schema import TemporalScore, Video
 
 FPS = 8

@@ -204,7 +204,7 @@ def metrics(url: str) -> None:
         note(f"/metrics {name}", ", ".join(values) or "absent (no GPU)")
 
 
-WANTED = ("ray_vidgen_vram_gb", "ray_vidgen_peak_vram_gb", "ray_node_gram_used")
+WANTED = ("ray_vidgen_vram_reserved_gb", "ray_vidgen_peak_vram_gb", "ray_node_gram_used")
 
 
 def scaling(url: str, steps: int, jobs: int, timeout_s: float) -> list[str]:

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vidgen_ray.benchmark.page import page, plot, table
+from vidgen_ray.benchmark.runner import run_benchmark
 from vidgen_ray.config import Config, Profile, load_config
-from vidgen_ray.generation.benchmark import run_benchmark
-from vidgen_ray.generation.benchmark_page import page, plot, table
 from vidgen_ray.generation.comparison import psnr_db
 from vidgen_ray.generation.engine import Engine
 from vidgen_ray.model import denoiser

@@ -20,14 +20,14 @@ import torch
 from rich.console import Console
 
 from vidgen_ray.config import Config, load_config
-from vidgen_ray.distributed.encoding import encoding_settings
-from vidgen_ray.distributed.training import TrainingArguments, run_training
-from vidgen_ray.distributed.training_worker import device_facts
+from vidgen_ray.encoding import shards
+from vidgen_ray.encoding.driver import encoding_settings
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.model.lora import architecture_of
 from vidgen_ray.schema import ClipSource
-from vidgen_ray.training import shards
+from vidgen_ray.training.driver import TrainingArguments, run_training
 from vidgen_ray.training.estimate import Architecture, step_flop
+from vidgen_ray.training.worker import device_facts
 
 NUM_WARM_UP = 4  # steps that are not counted: allocation, tuning, compilation
 
@@ -96,7 +96,7 @@ def measure(config: Config, output: Path, num_workers: int) -> dict[str, float]:
         "step_s": step_s,
         "slowest_step_s": max(float(row["step_s"]) for row in counted),
         "samples_per_s": statistics.median(float(row["samples_per_s"]) for row in counted),
-        "peak_vram_gb": max(float(row["vram_gb"] or 0) for row in rows),
+        "peak_vram_gb": max(float(row["peak_vram_gb"] or 0) for row in rows),
         "tflop": hardware / 1e12,
         "hardware_utilisation": hardware / step_s / rate,
         "model_utilisation": sum(step_flop(architecture, plain)) / step_s / rate,

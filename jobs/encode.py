@@ -6,7 +6,7 @@ ray job submit --working-dir . -- python jobs/encode.py s3://desk/metadata.jsonl
 import typer
 
 from vidgen_ray.cli import run_and_exit
-from vidgen_ray.cli.training import encode
+from vidgen_ray.cli.train import encode
 
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -6,7 +6,7 @@ ray job submit --working-dir . -- python jobs/train.py --latents s3://desk/l --o
 import typer
 
 from vidgen_ray.cli import run_and_exit
-from vidgen_ray.cli.training import train
+from vidgen_ray.cli.train import train
 
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -92,11 +92,11 @@ def tiny_latents(
     import torch
 
     from vidgen_ray.config import load_config
-    from vidgen_ray.distributed.encoding import encoding_settings
+    from vidgen_ray.encoding import shards
+    from vidgen_ray.encoding.driver import encoding_settings
     from vidgen_ray.model.checkpoint import open_checkpoint
     from vidgen_ray.model.encoders import PromptEncoder, VideoEncoder
     from vidgen_ray.schema import ClipSource
-    from vidgen_ray.training import shards
 
     config = load_config("training/lora_nano", tiny_training)
     checkpoint = open_checkpoint(config.model)
@@ -137,7 +137,7 @@ def ray_cluster():  # type: ignore[no-untyped-def]
     """One local Ray for all tests of a session that need one."""
     import ray
 
-    from vidgen_ray.distributed.cluster import connected
+    from vidgen_ray.cluster.connect import connected
 
     with connected("local"):
         yield ray

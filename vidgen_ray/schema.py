@@ -334,7 +334,7 @@ class RunningClip(Section):
     pid: int
     step: int
     num_steps: int
-    vram_gb: float | None
+    vram_reserved_gb: float | None
 
 
 class RunStatus(Section):
@@ -359,7 +359,7 @@ class RunStatus(Section):
     made: int
     clips_per_hour: float | None = None
     eta_s: float | None = None
-    vram_gb: float | None = None
+    vram_reserved_gb: float | None = None
     running: list[RunningClip] = []
     error: str | None = None
     exit_code: int | None = None

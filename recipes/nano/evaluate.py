@@ -31,8 +31,8 @@ from recipes.nano.camera import MOVES, SPEEDS, path_of, render
 from recipes.nano.motion import recognise
 from vidgen_ray.config import Config, load_config
 from vidgen_ray.generation.engine import Engine
-from vidgen_ray.generation.quality import judge
 from vidgen_ray.generation.scoring import score_video
+from vidgen_ray.generation.verdict import judge
 from vidgen_ray.image_io import read_image
 from vidgen_ray.schema import resolve_request
 

@@ -15,7 +15,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "deploy" / "grafana"
 DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards" / "vidgen.json").read_text())
-METRICS = (ROOT / "vidgen_ray" / "distributed" / "metrics.py").read_text()
+METRICS = (ROOT / "vidgen_ray" / "cluster" / "metrics.py").read_text()
 
 
 def known(tree: dict[str, Any]) -> Any:

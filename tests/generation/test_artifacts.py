@@ -10,7 +10,7 @@ import pytest
 from vidgen_ray.addresses import read_address
 from vidgen_ray.config import load_config
 from vidgen_ray.errors import ArtifactError
-from vidgen_ray.generation import attempts
+from vidgen_ray.generation import attempt as attempts
 from vidgen_ray.generation.artifacts import DISCLOSURE, ArtifactStore
 from vidgen_ray.generation.scoring import score_video
 from vidgen_ray.schema import GenerationRecord, TemporalScore, Video, resolve_request

@@ -6,8 +6,8 @@ import pytest
 
 from vidgen_ray.config import QualityConfig
 from vidgen_ray.generation.image_match import MOST_DB, image_match_db
-from vidgen_ray.generation.quality import judge
 from vidgen_ray.generation.scoring import score_video
+from vidgen_ray.generation.verdict import judge
 from vidgen_ray.schema import Video
 
 LIMIT = QualityConfig().min_image_match_db

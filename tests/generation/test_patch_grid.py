@@ -6,8 +6,8 @@ import pytest
 
 from vidgen_ray.config import QualityConfig
 from vidgen_ray.generation.patch_grid import patch_grid
-from vidgen_ray.generation.quality import judge
 from vidgen_ray.generation.scoring import score_video
+from vidgen_ray.generation.verdict import judge
 from vidgen_ray.schema import Video
 
 LIMIT = QualityConfig().max_patch_grid

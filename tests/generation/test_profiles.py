@@ -8,7 +8,7 @@ import torch
 
 from vidgen_ray.config import Config, load_config
 from vidgen_ray.errors import ConfigError, EngineError
-from vidgen_ray.generation.content import hash_content
+from vidgen_ray.generation.content_hash import hash_content
 from vidgen_ray.generation.engine import Engine, Generation
 from vidgen_ray.model.untrained import make_checkpoint
 from vidgen_ray.schema import GenerationRequest, resolve_request

@@ -16,8 +16,8 @@ import pytest
 from vidgen_ray.config import QualityConfig
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation import scoring
-from vidgen_ray.generation.quality import judge
 from vidgen_ray.generation.scoring import score_video
+from vidgen_ray.generation.verdict import judge
 from vidgen_ray.schema import TemporalScore, Video
 
 NUM_FRAMES, HEIGHT, WIDTH = 17, 120, 180

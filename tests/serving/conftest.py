@@ -16,7 +16,7 @@ from serving_process import Server, application
 
 from benchmarks.local_cluster import free_port
 from benchmarks.mixed_load import LENIENT
-from vidgen_ray.distributed.serving.keys import new_key
+from vidgen_ray.serving.http.keys import new_key
 
 WEBHOOK_SECRET = "whsec_" + "c2VjcmV0" * 5
 

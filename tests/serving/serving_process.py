@@ -56,7 +56,7 @@ def application(name: str, prefix: str, args: dict[str, Any], **generator: Any) 
     return {
         "name": name,
         "route_prefix": prefix,
-        "import_path": "vidgen_ray.distributed.serving.app:build_app",
+        "import_path": "vidgen_ray.serving.app:build_app",
         "args": {"config": "nano", "lease_s": 3, "drain_s": 50, **args},
         "deployments": deployments,
     }

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from vidgen_ray.config import load_config, shipped_configs
-from vidgen_ray.distributed.serving.arguments import ServingArguments
+from vidgen_ray.serving.arguments import ServingArguments
 
 ROOT = Path(__file__).parents[2]
 FILES = ["serve_config.yaml", "configs/serve_nano.yaml"]

@@ -17,13 +17,13 @@ from test_jobs import new
 
 from benchmarks.mixed_load import LENIENT
 from vidgen_ray.config import load_config
-from vidgen_ray.distributed.serving.arguments import ServingArguments
-from vidgen_ray.distributed.serving.dispatcher import Dispatcher
-from vidgen_ray.distributed.serving.generator import Generator
-from vidgen_ray.distributed.serving.jobs import JobStore
-from vidgen_ray.distributed.serving.scorer import Scorer
-from vidgen_ray.distributed.serving.tasks import ClipTask, Made, Settled
 from vidgen_ray.schema import resolve_request
+from vidgen_ray.serving.arguments import ServingArguments
+from vidgen_ray.serving.deployments.dispatcher import Dispatcher
+from vidgen_ray.serving.deployments.generator import Generator
+from vidgen_ray.serving.deployments.scorer import Scorer
+from vidgen_ray.serving.deployments.tasks import ClipTask, Made, Settled
+from vidgen_ray.serving.queue.store import JobStore
 
 
 class Handle:
@@ -130,7 +130,8 @@ def test_so_it_is_through_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_only_the_generator_needs_torch() -> None:
     code = (
         "import sys\n"
-        "from vidgen_ray.distributed.serving import app, dispatcher, ingress, scorer\n"
+        "from vidgen_ray.serving import app\n"
+        "from vidgen_ray.serving.deployments import dispatcher, ingress, scorer\n"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from serving_process import picture
 
-from vidgen_ray.distributed.serving.fetching import Address, fetch_image, is_public
 from vidgen_ray.errors import RequestError
+from vidgen_ray.serving.http.image_urls import Address, fetch_image, is_public
 
 PHOTO = picture()
 PACKED = gzip.compress(b"\0" * 1_000_000)

@@ -13,13 +13,13 @@ from test_jobs import lease, new
 
 from benchmarks.mixed_load import LENIENT
 from vidgen_ray.config import load_config
-from vidgen_ray.distributed.serving import generator as generator_module
-from vidgen_ray.distributed.serving.arguments import ServingArguments
-from vidgen_ray.distributed.serving.generator import Generator
-from vidgen_ray.distributed.serving.jobs import JobStore
-from vidgen_ray.distributed.serving.tasks import ClipTask, Made
 from vidgen_ray.errors import ConfigError
 from vidgen_ray.schema import GenerationRecord, resolve_request
+from vidgen_ray.serving.arguments import ServingArguments
+from vidgen_ray.serving.deployments import generator as generator_module
+from vidgen_ray.serving.deployments.generator import Generator
+from vidgen_ray.serving.deployments.tasks import ClipTask, Made
+from vidgen_ray.serving.queue.store import JobStore
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")  # for the metrics
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
 
-from vidgen_ray.distributed.serving.jobs import (
+from vidgen_ray.errors import ConfigError, StoreError
+from vidgen_ray.serving.queue.store import (
     IdempotencyConflict,
     JobStore,
     NewJob,
     Outcome,
     QueueFull,
 )
-from vidgen_ray.errors import ConfigError, StoreError
 
 LEASE_S = 5.0
 
@@ -291,7 +291,7 @@ def test_a_dispatcher_without_work_writes_nothing(store: JobStore) -> None:
 def test_a_locked_database_refuses_writes_and_still_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vidgen_ray.distributed.serving.database._BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("vidgen_ray.serving.queue.database._BUSY_TIMEOUT_S", 0.2)
     store = JobStore(f"sqlite:///{tmp_path}/jobs.db")
     add(store, "a")
     other = sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)

@@ -7,9 +7,9 @@ import yaml
 from typer.testing import CliRunner
 
 from vidgen_ray.cli import app
-from vidgen_ray.distributed.serving.keys import ApiKeys, new_key, read_keys
-from vidgen_ray.distributed.serving.webhooks import check_secret
 from vidgen_ray.errors import ConfigError
+from vidgen_ray.serving.http.keys import ApiKeys, new_key, read_keys
+from vidgen_ray.serving.queue.webhooks import check_secret
 
 
 def test_a_key_names_its_owner(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from test_jobs import add, lease
 
-from vidgen_ray.distributed.serving.jobs import JobStore, Outcome
-from vidgen_ray.distributed.serving.uploads import StrayUploads, remove_expired, upload_name
 from vidgen_ray.generation.artifacts import ArtifactStore
+from vidgen_ray.serving.queue.store import JobStore, Outcome
+from vidgen_ray.serving.queue.uploads import StrayUploads, remove_expired, upload_name
 
 
 def test_expired_jobs_go_with_their_files(tmp_path: Path) -> None:

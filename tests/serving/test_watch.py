@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vidgen_ray.distributed.serving.jobs import Job, JobStore, NewJob
-from vidgen_ray.distributed.serving.watch import Watch
+from vidgen_ray.serving.queue.store import Job, JobStore, NewJob
+from vidgen_ray.serving.queue.watch import Watch
 
 
 class CountingStore(JobStore):

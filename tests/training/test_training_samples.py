@@ -3,8 +3,8 @@
 import torch
 
 from vidgen_ray.config import TrainingConfig
+from vidgen_ray.encoding.shards import EncodedClip
 from vidgen_ray.training.samples import SampleMaker, stack
-from vidgen_ray.training.shards import EncodedClip
 
 
 def _clip(num_noised: int = 2, log_variance: float = -30.0) -> EncodedClip:

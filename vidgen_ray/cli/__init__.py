@@ -27,7 +27,7 @@ from vidgen_ray.cli.options import (
     is_temporary,
 )
 from vidgen_ray.cli.prompts import prompts
-from vidgen_ray.cli.training import encode, train
+from vidgen_ray.cli.train import encode, train
 from vidgen_ray.cli.validate import validate
 from vidgen_ray.config import load_config, parse_overrides
 from vidgen_ray.errors import ConfigError, DatasetError, Interrupted, RequestError, VidgenError
@@ -81,8 +81,8 @@ def batch(
             "output: must be an absolute path or a URL in a Ray job, whose working folder is "
             f"removed after it, got {output!r}"
         )
-    from vidgen_ray.distributed.batch import BatchArguments, run_batch
-    from vidgen_ray.distributed.cluster import native_log
+    from vidgen_ray.batch.driver import BatchArguments, run_batch
+    from vidgen_ray.cluster.connect import native_log
 
     arguments = BatchArguments(
         jobs=absolute(jobs),
@@ -165,8 +165,8 @@ def score(
     Exit codes: 0 all accepted, 2 a file cannot be read, 3 some were not accepted.
     """
     quality = load_config(config).quality
-    from vidgen_ray.generation.quality import judge
     from vidgen_ray.generation.scoring import score_video
+    from vidgen_ray.generation.verdict import judge
     from vidgen_ray.image_io import read_image
     from vidgen_ray.video_io import read_video
 
@@ -219,7 +219,7 @@ def doctor(
     if cluster:
         healthy = operations.examine_cluster(tree, address, output)
         raise typer.Exit(0 if healthy else 1)
-    from vidgen_ray.distributed.doctor import examine
+    from vidgen_ray.operations.doctor import examine
 
     marks = {True: "ok", False: "MISSING", None: "note"}
     healthy = True
@@ -243,7 +243,7 @@ def key(
 
     The key itself is shown once, on the terminal; the file gets its hash alone.
     """
-    from vidgen_ray.distributed.serving.keys import new_key
+    from vidgen_ray.serving.http.keys import new_key
 
     secret, digest = new_key()
     _errors.print(f"{secret}  (of {owner}; shown this once)", highlight=False, soft_wrap=True)

@@ -64,7 +64,7 @@ def benchmark(
         if random_weights:
             overrides |= _without_hub(architecture, Path(folder))
         tree = load_config(config, overrides)
-        from vidgen_ray.generation.benchmark import run_benchmark
+        from vidgen_ray.benchmark.runner import run_benchmark
 
         fields = {"id": "benchmark", "image": image, "prompt": prompt, "seed": seed}
         names = [] if mode == "baseline" else profile or sorted(tree.profiles)
@@ -78,7 +78,7 @@ def benchmark(
             repeat=repeat,
             say=lambda line: _console.print(line, style="dim", highlight=False, markup=False),
         )
-    from vidgen_ray.generation import benchmark_page
+    from vidgen_ray.benchmark import page as benchmark_page
     from vidgen_ray.schema import Video
     from vidgen_ray.video_io import write_video
 
@@ -128,7 +128,7 @@ def calibrate(
     if profile not in tree.profiles:
         raise RequestError(f"profile: must be one of {sorted(tree.profiles)}, got {profile!r}")
     numbers = [int(number) for number in _numbers("steps", steps) if number >= 1]
-    from vidgen_ray.generation.calibration import as_profile, calibrate, choose
+    from vidgen_ray.benchmark.calibration import as_profile, calibrate, choose
     from vidgen_ray.generation.jobs_file import read_jobs
 
     file = read_jobs(jobs, tree)

@@ -130,8 +130,8 @@ def check(
     target = absolute(output or metadata)
     if not target.endswith(".jsonl"):
         raise RequestError(f"output: must end in .jsonl, got {target!r}")
-    from vidgen_ray.distributed.checking import CheckArguments, run_check
-    from vidgen_ray.distributed.cluster import native_log
+    from vidgen_ray.cluster.connect import native_log
+    from vidgen_ray.datasets.check_driver import CheckArguments, run_check
 
     arguments = CheckArguments(
         metadata=absolute(metadata),

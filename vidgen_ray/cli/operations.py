@@ -24,8 +24,8 @@ AddressOption = Annotated[
 
 def examine_cluster(config: Config, address: str | None, output: str | None) -> bool:
     """Print what `vidgen doctor --cluster` finds; whether every node can make clips."""
-    from vidgen_ray.distributed import fleet
-    from vidgen_ray.distributed.cluster import connected
+    from vidgen_ray.cluster.connect import connected
+    from vidgen_ray.operations import fleet
 
     healthy = True
     with connected(address or os.environ.get("RAY_ADDRESS") or "auto"):
@@ -58,8 +58,8 @@ def prefetch(
         spent_s = time.monotonic() - start
         _print(f"{model.checkpoint}: {checkpoint.folder}, {spent_s:.1f} s")
         return
-    from vidgen_ray.distributed.cluster import connected
-    from vidgen_ray.distributed.fleet import prefetch_everywhere
+    from vidgen_ray.cluster.connect import connected
+    from vidgen_ray.operations.fleet import prefetch_everywhere
 
     complete = True
     with connected(address):
@@ -95,7 +95,7 @@ def plan(
 
     Exit codes: 0 there is a plan, 2 there is none: no rate for this GPU, or too near a deadline.
     """
-    from vidgen_ray.distributed import capacity
+    from vidgen_ray.operations import capacity
 
     rate = capacity.choose_rate(capacity.read_rates(rates), gpu)
     start_s = _seconds("start", start)

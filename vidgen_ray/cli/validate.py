@@ -63,9 +63,9 @@ def validate(
             "output: must be an absolute path or a URL in a Ray job, whose working folder is "
             f"removed after it, got {output!r}"
         )
-    from vidgen_ray.distributed.cluster import native_log
-    from vidgen_ray.distributed.validating import ValidationArguments, run_validation
-    from vidgen_ray.generation.validation import find_prompts
+    from vidgen_ray.cluster.connect import native_log
+    from vidgen_ray.validation.driver import ValidationArguments, run_validation
+    from vidgen_ray.validation.prompts import find_prompts
 
     arguments = ValidationArguments(
         lora=LoRA(path=lora_address(lora), scale=lora_scale),

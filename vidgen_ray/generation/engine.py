@@ -18,8 +18,8 @@ from vidgen_ray.errors import (
     OutOfMemory,
     VidgenError,
 )
-from vidgen_ray.generation.content import find_profile
-from vidgen_ray.generation.stages import StageClock
+from vidgen_ray.generation.content_hash import find_profile
+from vidgen_ray.generation.stage_clock import StageClock
 from vidgen_ray.image_io import ConditioningImage, read_image
 from vidgen_ray.model import adapters
 from vidgen_ray.model.acceleration import (

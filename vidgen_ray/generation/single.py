@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from vidgen_ray.config import Config, describe
 from vidgen_ray.errors import RequestError
-from vidgen_ray.generation import attempts
+from vidgen_ray.generation import attempt as attempts
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.generation.content import hash_content
+from vidgen_ray.generation.content_hash import hash_content
 from vidgen_ray.image_io import read_image
 from vidgen_ray.model.checkpoint import open_checkpoint
 from vidgen_ray.schema import GenerationRecord, resolve_request

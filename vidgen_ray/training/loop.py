@@ -14,13 +14,13 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from vidgen_ray.config import TrainingConfig
+from vidgen_ray.encoding.shards import EncodedClips
 from vidgen_ray.errors import ConfigError, EngineError
 from vidgen_ray.model.device import peak_vram_gb, reset_peak_vram
 from vidgen_ray.model.lora import LoraTransformer
 from vidgen_ray.training.loss import velocity_loss
 from vidgen_ray.training.samples import Sample, SampleMaker, stack
 from vidgen_ray.training.schedule import Plan
-from vidgen_ray.training.shards import EncodedClips
 from vidgen_ray.training.state import (
     State,
     StepMetrics,
@@ -120,7 +120,7 @@ class Trainer:
             grad_norm=grad_norm,
             step_s=seconds,
             samples_per_s=self.plan.global_batch / seconds,
-            vram_gb=peak_vram_gb(self.device),
+            peak_vram_gb=peak_vram_gb(self.device),
         )
 
     def _batches(self, first: int) -> Iterator[Sample]:

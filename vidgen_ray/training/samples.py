@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vidgen_ray.config import TrainingConfig
-from vidgen_ray.training.shards import EncodedClip
+from vidgen_ray.encoding.shards import EncodedClip
 
 
 @dataclass(frozen=True)

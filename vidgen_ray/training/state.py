@@ -35,7 +35,7 @@ class StepMetrics:
     grad_norm: float
     step_s: float
     samples_per_s: float
-    vram_gb: float | None
+    peak_vram_gb: float | None
 
 
 @dataclass(frozen=True)

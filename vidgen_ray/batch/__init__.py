@@ -1,0 +1,1 @@
+"""A jobs file to clips, records and a report, on Ray Data."""

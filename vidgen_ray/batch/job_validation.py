@@ -1,0 +1,105 @@
+"""From a jobs file to requests that the model can make: every problem of the file at once."""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import ray.data
+
+from vidgen_ray.batch.stages import check_image
+from vidgen_ray.config import Config, LoRA
+from vidgen_ray.errors import RequestError
+from vidgen_ray.generation.content_hash import hash_content
+from vidgen_ray.generation.jobs_file import Job, JobsFile, RowProblem
+from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
+from vidgen_ray.schema import GenerationRequest
+
+
+@dataclass(frozen=True)
+class CheckedJob:
+    """A request that passed every check, and the hash that two equal requests share."""
+
+    line: int
+    request: GenerationRequest
+    content_hash: str
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What a jobs file holds: the jobs that can be made, and what is wrong with the others."""
+
+    jobs: list[CheckedJob]
+    problems: list[RowProblem]
+
+
+def take_in(file: JobsFile, config: Config, *, on_cluster: bool) -> Intake:
+    """Check every row of a jobs file against the model, its image and its adapter.
+
+    Images are decoded on the cluster or by threads here; no weights are loaded. Raises ConfigError
+    where the checkpoint cannot be found.
+    """
+    checkpoint = open_checkpoint(config.model, weights=False)
+    problems = list(file.problems)
+    fitting = []
+    adapters: dict[LoRA, str | RequestError] = {}
+    for job in file.requests:
+        try:
+            checkpoint.check_request(job.request)
+            adapter_sha256 = _adapter_sha256(job.request.lora, checkpoint, adapters)
+        except RequestError as error:
+            problems.append(_problem(job, error))
+        else:
+            fitting.append((job, adapter_sha256))
+    images = _check_images([job for job, _ in fitting], on_cluster)
+    jobs = []
+    for job, adapter_sha256 in fitting:
+        sha256, message = images[job.line]
+        if message:
+            problems.append(_problem(job, RequestError(message)))
+        else:
+            digest = hash_content(job.request, sha256, adapter_sha256, config, checkpoint)
+            jobs.append(CheckedJob(job.line, job.request, digest))
+    return Intake(jobs, sorted(problems, key=lambda problem: problem.line))
+
+
+def _adapter_sha256(
+    lora: LoRA | None, checkpoint: Checkpoint, seen: dict[LoRA, str | RequestError]
+) -> str | None:
+    if lora is None:
+        return None
+    from vidgen_ray.model.adapters import open_adapter  # diffusers, which takes seconds
+
+    if lora not in seen:
+        try:
+            seen[lora] = open_adapter(lora, checkpoint).sha256
+        except RequestError as error:
+            seen[lora] = error
+    found = seen[lora]
+    if isinstance(found, RequestError):
+        raise found
+    return found
+
+
+def _check_images(jobs: list[Job], on_cluster: bool) -> dict[int, tuple[str, str | None]]:
+    """By line: the SHA-256 of the image, and what is wrong with it."""
+    if not jobs:
+        return {}
+    fields = {"image", "height", "width", "image_fit"}
+    rows = [{"line": job.line, **job.request.model_dump(include=fields)} for job in jobs]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        checked: Iterable[dict[str, Any]] = (
+            ray.data.from_items(rows).map(check_image).iter_rows()
+            if on_cluster
+            else pool.map(check_image, rows)
+        )
+        return {row["line"]: (row["sha256"], row["problem"] or None) for row in checked}
+
+
+def _problem(job: Job, error: RequestError) -> RowProblem:
+    """Our errors begin with the field they are about."""
+    field, colon, rest = str(error).partition(": ")
+    if not colon or field not in GenerationRequest.model_fields:
+        return RowProblem(job.line, job.request.id, None, str(error))
+    return RowProblem(job.line, job.request.id, field, rest)

@@ -1,0 +1,1 @@
+"""The profiles measured beside plain diffusers, and their settings chosen."""

@@ -1,0 +1,86 @@
+"""From clips to an adapter: `vidgen encode`, `vidgen train`."""
+
+import os
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vidgen_ray.cli.options import ConfigOption, SetOption, absolute, is_temporary
+from vidgen_ray.config import load_config, parse_overrides
+from vidgen_ray.errors import RequestError
+
+AddressOption = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster (auto, host:port); default RAY_ADDRESS, else this machine."),
+]
+
+_console = Console()
+
+
+def encode(
+    metadata: Annotated[str, typer.Argument(help="metadata.jsonl, a path or fsspec address.")],
+    output: Annotated[str, typer.Option(help="Folder or fsspec address for the latents.")],
+    config: ConfigOption = "cogvideox_5b_i2v",
+    address: AddressOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Encode clips and prompts for training. The same command again encodes what is missing.
+
+    Exit codes: 0 all encoded, 1 infrastructure, 2 bad input, 3 some clips were left out, 128 + n
+    stopped by signal n.
+    """
+    tree = load_config(config, parse_overrides(settings or []))  # before imports that take seconds
+    _refuse_temporary(output)
+    from vidgen_ray.cluster.connect import native_log
+    from vidgen_ray.encoding.driver import EncodingArguments, run_encoding
+
+    arguments = EncodingArguments(
+        metadata=absolute(metadata),
+        output=absolute(output),
+        config=tree,
+        ray_address=address or os.environ.get("RAY_ADDRESS"),
+    )
+    with native_log():
+        raise typer.Exit(run_encoding(arguments, _console))
+
+
+def train(
+    latents: Annotated[str, typer.Option(help="Folder or address that `vidgen encode` wrote.")],
+    output: Annotated[
+        str, typer.Option(help="Folder or fsspec address for adapters, samples and metrics.")
+    ] = "checkpoints/lora",
+    config: ConfigOption = "training/lora_default",
+    num_workers: Annotated[
+        int, typer.Option(min=0, help="Ray Train workers, one a GPU; 0 trains in this process.")
+    ] = 1,
+    address: AddressOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Train a LoRA adapter. The same command again goes on from the last checkpoint.
+
+    Exit codes: 0 trained, 1 infrastructure, 2 bad input or it cannot fit, 128 + n stopped by signal
+    n after a checkpoint.
+    """
+    tree = load_config(config, parse_overrides(settings or []))
+    _refuse_temporary(output)
+    from vidgen_ray.cluster.connect import native_log
+    from vidgen_ray.training.driver import TrainingArguments, run_training
+
+    arguments = TrainingArguments(
+        latents=absolute(latents),
+        output=absolute(output),
+        config=tree,
+        num_workers=num_workers,
+        ray_address=address or os.environ.get("RAY_ADDRESS"),
+    )
+    with native_log():
+        run_training(arguments, _console)
+
+
+def _refuse_temporary(output: str) -> None:
+    if is_temporary(output):
+        raise RequestError(
+            "output: must be an absolute path or a URL in a Ray job, whose working folder is "
+            f"removed after it, got {output!r}"
+        )

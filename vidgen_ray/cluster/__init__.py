@@ -1,0 +1,1 @@
+"""What every Ray driver shares: connecting, placement, ranks, the board, metrics."""

@@ -1,1 +1,0 @@
-"""Many requests over a Ray cluster: the only package that imports Ray."""

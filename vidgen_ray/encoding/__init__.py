@@ -1,0 +1,1 @@
+"""Clips to latents and prompt embeddings, on Ray Data."""

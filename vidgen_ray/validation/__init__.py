@@ -1,0 +1,1 @@
+"""An adapter against fixed prompts, with it and without it."""
