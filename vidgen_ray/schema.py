@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from vidgen_ray.config import Config, Dtype, GenerationDefaults, Section
 
-Verdict = Literal["accepted", "retry", "needs_review"]
+Verdict = Literal["accepted", "rejected"]
 Status = Literal["accepted", "needs_review", "failed", "quarantined"]
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")

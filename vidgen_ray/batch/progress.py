@@ -105,7 +105,7 @@ class RunProgress:
                 self._records[record.id] = record
                 self._made.append(record)
                 self._changed = True
-        self._metrics.settled(record, final=final)
+        self._metrics.attempt_ended(record, final=final)
         if not self._console.is_terminal:
             self._console.print(_line(record, final), highlight=False, markup=False)
         if self._failure:
@@ -296,7 +296,7 @@ class RunProgress:
 _STATUSES = ("accepted", "needs_review", "failed", "quarantined", "pending")
 
 
-def claim(store: ArtifactStore) -> list[str]:
+def lock_output(store: ArtifactStore) -> list[str]:
     """Make sure that no other live run writes to `store`.
 
     Returns the ids that a run which died had in work: one of them may have killed it. Raises

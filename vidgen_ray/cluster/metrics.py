@@ -1,4 +1,4 @@
-"""The custom Ray metrics, all in one place. They are exported as `ray_vidgen_...`.
+"""The custom Ray metrics, exported as `ray_vidgen_...`.
 
 `source` is `batch` or `serving`: the same clip means the same in both.
 """
@@ -40,7 +40,7 @@ class DeviceMetrics:
 
 
 class ClipMetrics:
-    """Of attempts at clips, where they are settled."""
+    """Of attempts at clips, where they are committed or rejected."""
 
     def __init__(self, source: Source) -> None:
         self._tags = {"source": source}
@@ -61,7 +61,7 @@ class ClipMetrics:
             ("source", "device", "stage"),
         )
 
-    def settled(self, record: GenerationRecord, *, final: bool) -> None:
+    def attempt_ended(self, record: GenerationRecord, *, final: bool) -> None:
         """Note an attempt with its stages, score and VRAM; one that is not final is retried."""
         if final:
             self._clips.inc(1, {**self._tags, "outcome": record.status})

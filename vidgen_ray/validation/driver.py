@@ -6,7 +6,7 @@ from rich.console import Console
 
 from vidgen_ray.batch.driver import (
     EXIT_ACCEPTED,
-    EXIT_NEEDS_EYES,
+    EXIT_NEEDS_REVIEW,
     BatchArguments,
     make_clips,
 )
@@ -69,4 +69,4 @@ def run_validation(arguments: ValidationArguments, console: Console) -> int:
             console.print(f"{prompt.id}: {reason}", markup=False, highlight=False, soft_wrap=True)
     verdict = f"{'PASS' if validation.passed else 'FAIL'}: {validation.verdict}"
     console.print(verdict, markup=False, highlight=False, soft_wrap=True)
-    return EXIT_ACCEPTED if validation.passed else EXIT_NEEDS_EYES
+    return EXIT_ACCEPTED if validation.passed else EXIT_NEEDS_REVIEW
