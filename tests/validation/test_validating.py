@@ -189,4 +189,4 @@ def test_bad_input_is_refused_before_anything_is_made(
     refused("lora is what is validated", "prompts:\n  - {id: a, lora: x}\n")
     refused("trigger must be a word", "trigger: 5\nprompts: [{id: a}]\n")
     row = "prompts:\n  - {id: a, image: a.png, template: nothing}\n"
-    refused("1 problems in", row)
+    refused("1 problem in", row)
