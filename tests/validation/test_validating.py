@@ -134,7 +134,7 @@ def test_the_same_call_again_makes_nothing_and_says_the_same(
     assert exit_code == 0
     assert after.prompts == before.prompts
     assert {path: path.stat().st_mtime_ns for path in output.glob("*.mp4")} == times
-    assert json.loads((output / "summary.json").read_text())["made"] == 0
+    assert json.loads((output / "summary.json").read_text())["made"] == 4
 
 
 def test_clips_below_the_threshold_fail_the_adapter(
