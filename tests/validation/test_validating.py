@@ -15,8 +15,8 @@ from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.model.adapters import WEIGHTS_NAME
 from vidgen_ray.schema import Validation
+from vidgen_ray.validation.comparison import measure_look
 from vidgen_ray.validation.driver import ValidationArguments, run_validation
-from vidgen_ray.validation.prompts import measure_look
 from vidgen_ray.video_io import read_video
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -22,7 +22,7 @@ def plan_attempts(
     suspects: Sequence[str],
     run_id: str,
 ) -> list[Attempt]:
-    """The attempts that are missing, in the file's order; those that may have killed a run last."""
+    """The attempts to make, in the file's order; ids that may have killed a run come last."""
     begun = set(store.ids_with_attempts())
     todo = []
     for job in jobs:

@@ -66,7 +66,7 @@ class ClipMetrics:
         if final:
             self._clips.inc(1, {**self._tags, "outcome": record.status})
         else:
-            self._retries.again("rejected")
+            self._retries.retried("rejected")
         for stage, seconds in record.stages.model_dump(exclude_none=True).items():
             self._stage.observe(seconds, {**self._tags, "stage": stage.removesuffix("_s")})
         for stage, peak_gb in record.stage_peaks_gb.items():
@@ -78,13 +78,13 @@ class ClipMetrics:
 
 
 class RetryMetrics:
-    """Of work that is done again."""
+    """Of work that is repeated."""
 
     def __init__(self, source: Source) -> None:
         self._tags = {"source": source}
         self._retries = Counter("vidgen_retries", "Attempts made again.", ("source", "reason"))
 
-    def again(self, reason: Literal["rejected", "worker_lost"]) -> None:
+    def retried(self, reason: Literal["rejected", "worker_lost"]) -> None:
         """Note one more attempt: the clip was rejected, or its worker was lost."""
         self._retries.inc(1, {**self._tags, "reason": reason})
 

@@ -17,7 +17,8 @@ from vidgen_ray.generation.report import render_report
 from vidgen_ray.model.adapters import open_adapter
 from vidgen_ray.model.checkpoint import open_checkpoint
 from vidgen_ray.schema import BatchSummary
-from vidgen_ray.validation.prompts import compare, read_prompts
+from vidgen_ray.validation.comparison import compare
+from vidgen_ray.validation.prompts import read_prompts
 
 
 @dataclass(frozen=True)

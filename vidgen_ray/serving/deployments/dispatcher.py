@@ -186,7 +186,7 @@ class Dispatcher:
 
     async def _release(self, job: Job, token: str, *, blame: bool, delay_s: float = 0) -> None:
         if blame:
-            self._retries.again("worker_lost")
+            self._retries.retried("worker_lost")
         try:
             await asyncio.to_thread(
                 self._store.release, job.id, token, blame=blame, delay_s=delay_s
