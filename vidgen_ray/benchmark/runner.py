@@ -44,7 +44,7 @@ from vidgen_ray.schema import (
 
 BASELINE = "baseline"
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ def run_benchmark(
     alternatives: Sequence[str] = (),
     repeat: int = 3,
     warm_up_steps: int | None = None,
-    say: Say = lambda _: None,
+    log: Log = lambda _: None,
     on_row: Callable[[BenchmarkRow], None] = lambda _: None,
 ) -> tuple[BenchmarkReport, dict[str, Generation]]:
     """Measure `request` made plainly, by each profile, and by other pipelines; clips by name.
 
     A profile's own number of steps counts unless `config.pinned` says otherwise. The first clip
     warms up, with `warm_up_steps` steps if given, and is not counted. A contestant that fails
-    keeps its row, with the error; `on_row` hears of each at once. Raises RequestError and
+    keeps its row, with the error; `on_row` is called with each as it is done. Raises RequestError and
     ConfigError for bad input.
     """
     checkpoint = open_checkpoint(config.model)
@@ -96,22 +96,21 @@ def run_benchmark(
     clips: dict[str, Generation] = {}
     plain: dict[Dtype, tuple[BenchmarkRow, Generation]] = {}
     for contestant in contestants:
-        say(f"{contestant.name}: loading")
+        log(f"{contestant.name}: loading")
         try:
-            row, clip = _measure(contestant, device, config, repeat, warm_up_steps, say)
+            row, clip = _measure(contestant, device, config, repeat, warm_up_steps, log)
         except VidgenError as error:
-            say(f"{contestant.name}: {error}")
-            rows.append(_row(contestant, error=str(error)))
-            on_row(rows[-1])
-            continue
-        if contestant.name.startswith(BASELINE):
-            plain[contestant.dtype] = row, clip
-        if contestant.name not in alternatives:
-            row = _with_flops(row, flops, rates[contestant.dtype])
-        if contestant.dtype in plain:
-            row = _against(row, clip, *plain[contestant.dtype])
+            log(f"{contestant.name}: {error}")
+            row = _row(contestant, error=str(error))
+        else:
+            clips[row.name] = clip
+            if contestant.name.startswith(BASELINE):
+                plain[contestant.dtype] = row, clip
+            if contestant.name not in alternatives:
+                row = _with_flops(row, flops, rates[contestant.dtype])
+            if contestant.dtype in plain:
+                row = _against(row, clip, *plain[contestant.dtype])
         rows.append(row)
-        clips[row.name] = clip
         on_row(row)
     report = BenchmarkReport(
         created_at=datetime.now(UTC),
@@ -172,9 +171,9 @@ def _measure(
     config: Config,
     repeat: int,
     warm_up_steps: int | None,
-    say: Say,
+    log: Log,
 ) -> tuple[BenchmarkRow, Generation]:
-    """The first clip warms up and counts apart; the others count."""
+    """The row and the last clip of a contestant. The first clip warms up and counts apart."""
     begun = time.perf_counter()
     engine = contestant.open_engine()
     request = contestant.request
@@ -186,31 +185,33 @@ def _measure(
     for number in range(repeat):
         clips.append(engine.generate(request))
         total_s = _seconds(clips[-1])["total"]
-        say(f"{contestant.name}: clip {number + 1} of {repeat} in {total_s:.2f} s")
+        log(f"{contestant.name}: clip {number + 1} of {repeat} in {total_s:.2f} s")
     peak = peak_vram_gb(device)
     engine.close()
-    torch.compiler.reset()  # each starts from what is on the disk
-    clip = clips[-1]
-    score = score_video(clip.video, num_cores(), clip.image.pixels)
-    verdict, _ = judge(score, config.quality)
-    accelerated = clip.model.acceleration
-    seconds = _spreads(
-        [{**_seconds(clip), "total": sum(_seconds(clip).values())} for clip in clips]
-    )
+    torch.compiler.reset()  # each contestant starts from the compile cache on disk
+    seconds = _spreads([_seconds(clip) for clip in clips])
     row = _row(
         contestant,
-        num_computed_steps=(
-            accelerated.num_computed_steps if accelerated else request.num_inference_steps
-        ),
-        model=clip.model,
         seconds=seconds,
         first_clip_s=first_clip_s,
         clips_per_hour=3600 / seconds["total"].median,
         peak_vram_gb=peak,
-        temporal_score=score.score,
-        verdict=verdict,
+        **_facts(clips[-1], request, config),
     )
-    return row, clip
+    return row, clips[-1]
+
+
+def _facts(clip: Generation, request: GenerationRequest, config: Config) -> dict[str, object]:
+    """What the clip itself says: its model, its steps, its score and verdict."""
+    score = score_video(clip.video, num_cores(), clip.image.pixels)
+    steps = request.num_inference_steps
+    acceleration = clip.model.acceleration
+    return {
+        "num_computed_steps": acceleration.num_computed_steps if acceleration else steps,
+        "model": clip.model,
+        "temporal_score": score.score,
+        "verdict": judge(score, config.quality)[0],
+    }
 
 
 def _seconds(clip: Generation) -> dict[str, float]:

@@ -76,7 +76,7 @@ def benchmark(
             baseline=mode != "optimized",
             alternatives=alternative or [],
             repeat=repeat,
-            say=lambda line: _console.print(line, style="dim", highlight=False, markup=False),
+            log=lambda line: _console.print(line, style="dim", highlight=False, markup=False),
         )
     from vidgen_ray.benchmark import page as benchmark_page
     from vidgen_ray.video_io import write_video
@@ -141,7 +141,7 @@ def calibrate(
         steps=numbers,
         thresholds=[threshold or None for threshold in _numbers("thresholds", thresholds)],
         min_psnr_db=min_psnr,
-        say=lambda line: _console.print(line, highlight=False, markup=False),
+        log=lambda line: _console.print(line, highlight=False, markup=False),
     )
     chosen = choose(trials, min_psnr)
     if chosen is None:
