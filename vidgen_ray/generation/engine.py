@@ -37,7 +37,7 @@ from vidgen_ray.model.device import (
     is_out_of_memory,
     use_cpu,
 )
-from vidgen_ray.model.parallel import Ranks
+from vidgen_ray.model.parallel import RankMesh
 from vidgen_ray.model.positions import positions_for
 from vidgen_ray.schema import (
     AdapterRecord,
@@ -82,7 +82,7 @@ class Engine:
     scheduler, offload, tiling, speed-ups) reloads it, so that nothing of one clip reaches the next.
     """
 
-    def __init__(self, config: Config, ranks: Ranks | None = None) -> None:
+    def __init__(self, config: Config, ranks: RankMesh | None = None) -> None:
         """Find the checkpoint and the device; weights load with the first request, or `load`.
 
         With `ranks`, every one of them must be given the same calls. Raises ConfigError.
@@ -283,7 +283,7 @@ class Engine:
                     options,
                     self.device,
                     compile_cache=self.config.model.compile_cache,
-                    ranks=self._ranks,
+                    mesh=self._ranks,
                 )
                 self._loaded = _Loaded(options, pipeline, applied)
                 hashing.join()
@@ -295,7 +295,7 @@ class Engine:
 
     def _change(self, loaded: "_Loaded", worn: "Worn | None") -> None:
         """Take off the adapter that is worn, and put on another."""
-        pipeline, folds = loaded.pipeline, loaded.options.folds_adapters
+        pipeline, folds = loaded.pipeline, loaded.options.fuses_adapters
         if loaded.worn:
             if folds:
                 adapters.fold_out(pipeline, loaded.worn.adapter, self.checkpoint)
