@@ -3,8 +3,7 @@
     python benchmarks/torchao_linears.py --output OUT [--only "bf16,int8,torchao int8"] [--tiny]
 
 Random weights of the full size are made on the device. All variants share weights, inputs and
-attention kernel, and compile block by block as the profiles do. OUT/torchao_linears.json is
-rewritten after every variant, so a run that is cut short keeps what it measured.
+attention kernel, and compile block by block as the profiles do.
 """
 
 import argparse
@@ -20,20 +19,21 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from torch._dynamo.utils import counters
 
-from vidgen_ray.model.attention import choose_attention
+from vidgen_ray.model.attention_kernels import choose_attention
 from vidgen_ray.model.compilation import compile_blocks
 from vidgen_ray.model.denoiser import Denoiser
 from vidgen_ray.model.quantization import QUANTIZED_LAYERS, quantize_linears
 from vidgen_ray.model.untrained import ARCHITECTURES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SYNCHRONIZE = torch.cuda.synchronize if DEVICE.type == "cuda" else (lambda: None)
 DTYPE = torch.bfloat16
 
 
-def torchao_linears(storage: str, *, tuned: bool) -> Callable[[torch.nn.Module], None]:
-    """Quantize the same layers with torchao; `tuned` also sets the inductor options it advises."""
+def torchao_linears(linears: str, *, fuse: bool = False) -> Callable[[Any], None]:
+    """torchao's layers; `fuse` asks inductor to scale int8 products in the matmul's epilogue."""
 
-    def quantize(transformer: torch.nn.Module) -> None:
+    def quantize(transformer: CogVideoXTransformer3DModel) -> None:
         from torchao.quantization import (
             Float8DynamicActivationFloat8WeightConfig,
             Int8DynamicActivationInt8WeightConfig,
@@ -44,27 +44,24 @@ def torchao_linears(storage: str, *, tuned: bool) -> Callable[[torch.nn.Module],
         config = {
             "int8": Int8DynamicActivationInt8WeightConfig,
             "fp8": Float8DynamicActivationFloat8WeightConfig,
-        }[storage](granularity=PerRow(), set_inductor_config=tuned)
-        quantize_(
-            transformer.transformer_blocks,
-            config,
-            lambda module, name: (
-                isinstance(module, torch.nn.Linear) and name.endswith(QUANTIZED_LAYERS)
-            ),
-        )
+        }[linears](granularity=PerRow(), set_inductor_config=False)
+        torch._inductor.config.force_fuse_int_mm_with_mul = fuse
+        quantize_(transformer.transformer_blocks, config, _is_quantized)
 
     return quantize
 
 
-# torchao's inductor options are process-wide, so the variants that set them come last.
+def _is_quantized(module: torch.nn.Module, name: str) -> bool:
+    return isinstance(module, torch.nn.Linear) and name.endswith(QUANTIZED_LAYERS)
+
+
 VARIANTS: dict[str, Callable[[Any], None]] = {
     "bf16": lambda transformer: None,
     "int8": lambda transformer: quantize_linears(transformer, "int8"),
+    "torchao int8": torchao_linears("int8"),
+    "torchao int8 fused": torchao_linears("int8", fuse=True),
     "fp8": lambda transformer: quantize_linears(transformer, "fp8"),
-    "torchao int8": torchao_linears("int8", tuned=False),
-    "torchao fp8": torchao_linears("fp8", tuned=False),
-    "torchao int8 tuned": torchao_linears("int8", tuned=True),
-    "torchao fp8 tuned": torchao_linears("fp8", tuned=True),
+    "torchao fp8": torchao_linears("fp8"),
 }
 
 
@@ -72,11 +69,10 @@ def make_inputs(shape: dict[str, Any]) -> dict[str, Any]:
     """Inputs of one guided step: latents [2, F, C, h, w], text [2, T, D] and rotary tables."""
     num_frames = (shape["sample_frames"] - 1) // 4 + 1
     height, width = shape["sample_height"], shape["sample_width"]
-    num_video = num_frames * height * width // 4
+    num_video, num_angles = num_frames * height * width // 4, shape["attention_head_dim"] // 2
     torch.manual_seed(1)
     text_shape = (2, shape["max_text_seq_length"], shape["text_embed_dim"])
-    angles = 6 * torch.rand(num_video, shape["attention_head_dim"] // 2, device=DEVICE)
-    angles = angles.repeat_interleave(2, dim=1)
+    angles = 6 * torch.rand(num_video, num_angles, device=DEVICE).repeat_interleave(2, dim=1)
     latents_shape = (2, num_frames, shape["in_channels"], height, width)
     return {
         "hidden_states": torch.randn(latents_shape, device=DEVICE, dtype=DTYPE),
@@ -90,20 +86,15 @@ def measure(
     shape: dict[str, Any], quantize: Callable[[Any], None], repeats: int
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """Figures of one variant, and its output [2, F, C, h, w] in float32 on the CPU."""
-    torch._dynamo.reset()
     counters.clear()
     torch.manual_seed(0)
     torch.set_default_dtype(DTYPE)
     with DEVICE:
         transformer = CogVideoXTransformer3DModel(**shape).eval()
     torch.set_default_dtype(torch.float32)
-    attention, _ = choose_attention("auto", DEVICE, "bfloat16")
-    Denoiser(transformer, attention)
-    begun = time.perf_counter()
+    Denoiser(transformer, choose_attention("auto", DEVICE, "bfloat16")[0])
     quantize(transformer)
-    synchronize()
-    quantize_s = time.perf_counter() - begun
-    compile_blocks(transformer, whole=True)
+    compile_blocks(transformer, fullgraph=True)
     inputs = make_inputs(shape)
     begun = time.perf_counter()
     output = transformer(**inputs).sample.float().cpu()
@@ -114,23 +105,16 @@ def measure(
     for _ in range(repeats):
         begun = time.perf_counter()
         transformer(**inputs)
-        synchronize()
+        SYNCHRONIZE()
         times.append(1e3 * (time.perf_counter() - begun))
     figures = {
-        "attention": attention,
         "step_ms": statistics.median(times),
         "all_step_ms": times,
-        "quantize_s": quantize_s,
         "first_call_s": first_call_s,
         "graphs": counters["stats"]["unique_graphs"],
-        "peak_vram_gb": torch.cuda.max_memory_allocated() / 1e9 if DEVICE.type == "cuda" else None,
+        "peak_vram_gb": torch.cuda.max_memory_allocated() / 1e9,
     }
     return figures, output
-
-
-def synchronize() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def main() -> None:
@@ -143,7 +127,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     shape = ARCHITECTURES["tiny" if arguments.tiny else "cogvideox_5b_i2v"].transformer
     rows: dict[str, Any] = {}
-    expected: torch.Tensor | None = None
+    expected = None
     for name in arguments.only.split(","):
         try:
             with torch.no_grad():
@@ -153,6 +137,7 @@ def main() -> None:
         else:
             expected = output if expected is None else expected
             rows[name]["relative_error"] = float((output - expected).norm() / expected.norm())
+        torch.compiler.reset()  # drops references to the compiled blocks
         gc.collect()
         torch.cuda.empty_cache()
         print(name, json.dumps(rows[name]), flush=True)

@@ -18,7 +18,7 @@ NUM_PIXELS = 49 * 480 * 720
 
 @pytest.fixture
 def full_size(tmp_path: Path) -> Checkpoint:
-    """A folder with the headers of the 5B's files but none of its weights."""
+    """A folder with the headers of the 5B's files, and none of its weights."""
     for part, count in FULL_SIZE.items():
         header = {"w": {"dtype": "F16", "shape": [count], "data_offsets": [0, 2 * count]}}
         text = json.dumps(header).encode()

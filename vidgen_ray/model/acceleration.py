@@ -185,17 +185,18 @@ def apply_options(
         pipeline.transformer.to(device)  # quantization takes a second on a GPU
     quantize_linears(pipeline.transformer, speedups.linears)
     _place(pipeline, options.offload, device)
-    cache = None
     if speedups.fuse_vae:
         fuse_decoder(pipeline.vae)
-    if speedups.compile:
-        if compile_cache:
-            facts = [asdict(options), dict(pipeline.transformer.config), dict(pipeline.vae.config)]
-            size = mesh.size if mesh else 1
-            cache = CompileCache(compile_cache, device, json.dumps([facts, size], default=str))
-            cache.load()
-        compile_blocks(pipeline.transformer, fullgraph=options.offload in {"none", "text"})
-    return Applied(denoiser, speedups.compile, cache)
+    if not speedups.compile:
+        return Applied(denoiser)
+    cache = None
+    if compile_cache:
+        facts = [asdict(options), dict(pipeline.transformer.config), dict(pipeline.vae.config)]
+        size = mesh.size if mesh else 1
+        cache = CompileCache(compile_cache, device, json.dumps([facts, size], default=str))
+        cache.load()
+    compile_blocks(pipeline.transformer, fullgraph=options.offload in {"none", "text"})
+    return Applied(denoiser, compiled=True, compile_cache=cache)
 
 
 def _place(

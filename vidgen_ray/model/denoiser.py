@@ -100,12 +100,13 @@ class Denoiser:
         num_text = text.shape[1]
         tokens = transformer.patch_embed(text, latents)
         text, video = tokens[:, :num_text], tokens[:, num_text:]
-        if self._mesh is None:
-            video = self._run_blocks(text, video, time, rotary)
-        else:
-            num_video = video.shape[1]
-            shard = self._mesh.ulysses.shard(text, video, rotary)
-            video = self._run_blocks(shard.text, shard.video, time, shard.rotary)
+        num_video = video.shape[1]
+        if self._mesh:
+            text, video, rotary = self._mesh.ulysses.shard(text, video, rotary)
+        video = self._run_blocks(text, video, time, joint_rotary(rotary, text.shape[1]))
+        video = transformer.norm_out(transformer.norm_final(video), temb=time)
+        video = transformer.proj_out(video)
+        if self._mesh:
             video = self._mesh.ulysses.gather(video, num_video)
         patch = transformer.config.patch_size
         grid = (batch, num_frames, height // patch, width // patch, -1, patch, patch)
@@ -121,22 +122,11 @@ class Denoiser:
         time: torch.Tensor,
         rotary: RotaryTables | None,
     ) -> torch.Tensor:
-        """Text [B, T, D], video [B, S, D] and time embedding [B, E] to patches [B, S, P]."""
-        transformer = self._transformer
-        rotary = joint_rotary(rotary, text.shape[1])
-        video = self._residual_stream(text, video, time, rotary)
-        video = transformer.norm_out(transformer.norm_final(video), temb=time)
-        patches: torch.Tensor = transformer.proj_out(video)
-        return patches
+        """Video tokens [B, S, D] after all blocks, or after the first plus the cached residual.
 
-    def _residual_stream(
-        self,
-        text: torch.Tensor,
-        video: torch.Tensor,
-        time: torch.Tensor,
-        rotary: RotaryTables | None,
-    ) -> torch.Tensor:
-        """Video tokens [B, S, D] after all blocks, or after the first plus the cached residual."""
+        Takes text [B, T, D], video [B, S, D], time embedding [B, E] and rotary tables of T + S
+        tokens.
+        """
         blocks = self._transformer.transformer_blocks
         after_first: torch.Tensor
         if self.cache is None:

@@ -6,7 +6,6 @@ computation on the same numbers, so nothing else has to be communicated.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
@@ -17,19 +16,6 @@ from vidgen_ray.errors import ConfigError
 from vidgen_ray.model.attention_kernels import AttentionKernel
 
 RotaryTables = tuple[torch.Tensor, torch.Tensor]  # cos and sin, each [tokens, head_dim]
-
-
-@dataclass(frozen=True)
-class TokenShard:
-    """One rank's shard of the tokens, of the same shape on every rank.
-
-    text [B, T / ranks, D], video [B, S / ranks, D], rotary tables [S / ranks, head_dim]; T and S
-    are padded to a multiple of the ranks.
-    """
-
-    text: torch.Tensor
-    video: torch.Tensor
-    rotary: RotaryTables | None
 
 
 class CfgParallelGroup:
@@ -66,13 +52,16 @@ class UlyssesGroup:
 
     def shard(
         self, text: torch.Tensor, video: torch.Tensor, rotary: RotaryTables | None
-    ) -> TokenShard:
-        """This rank's shard of text [B, T, D], video [B, S, D] and rotary tables [S, head_dim]."""
+    ) -> tuple[torch.Tensor, torch.Tensor, RotaryTables | None]:
+        """This rank's shard of text [B, T, D], video [B, S, D] and rotary tables [S, head_dim].
+
+        Returns [B, ceil(T / ranks), D], [B, ceil(S / ranks), D] and [ceil(S / ranks), head_dim].
+        """
         self._num_tokens = (text.shape[1], video.shape[1])
         if rotary is not None:
             cos, sin = (self._shard_tokens(table[None])[0] for table in rotary)
             rotary = (cos, sin)
-        return TokenShard(self._shard_tokens(text), self._shard_tokens(video), rotary)
+        return self._shard_tokens(text), self._shard_tokens(video), rotary
 
     def gather(self, video: torch.Tensor, num_video: int) -> torch.Tensor:
         """The whole video [B, num_video, D] from every rank's shard [B, s, D]."""
