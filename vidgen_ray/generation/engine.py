@@ -34,7 +34,7 @@ from vidgen_ray.model.device import (
     is_out_of_memory,
     use_cpu,
 )
-from vidgen_ray.model.parallel import Ranks
+from vidgen_ray.model.parallel import RankMesh
 from vidgen_ray.model.positions import positions_for
 from vidgen_ray.schema import (
     AdapterRecord,
@@ -59,7 +59,7 @@ class Engine:
     next.
     """
 
-    def __init__(self, config: Config, ranks: Ranks | None = None) -> None:
+    def __init__(self, config: Config, ranks: RankMesh | None = None) -> None:
         """Find the checkpoint and the device; weights load with the first request, or `load`.
 
         With `ranks`, every one of them must be given the same calls. Raises ConfigError.
@@ -267,7 +267,7 @@ class Engine:
                     options,
                     self.device,
                     compile_cache=self.config.model.compile_cache,
-                    ranks=self._ranks,
+                    mesh=self._ranks,
                 )
                 self._loaded = _Loaded(options, pipeline, applied)
                 hashing.join()
@@ -279,19 +279,16 @@ class Engine:
 
     def _switch_lora(self, loaded: "_Loaded", active_lora: "ActiveLoRA | None") -> None:
         """Unload the active LoRA and load another, fused into the weights where the options ask."""
-        pipeline, folds = loaded.pipeline, loaded.options.folds_adapters
-        if loaded.active_lora:
-            if folds:
-                adapters.fold_out(pipeline, loaded.active_lora.adapter, self.checkpoint)
-            else:
-                adapters.take_off(pipeline)
-        if active_lora:
-            if folds:
-                adapters.fold_in(
-                    pipeline, active_lora.adapter, active_lora.lora.scale, self.checkpoint
-                )
-            else:
-                adapters.put_on(pipeline, active_lora.adapter, active_lora.lora.scale)
+        pipeline, fuses = loaded.pipeline, loaded.options.fuses_adapters
+        if loaded.active_lora and fuses:
+            adapters.unfuse_lora(pipeline, loaded.active_lora.adapter, self.checkpoint)
+        elif loaded.active_lora:
+            adapters.unload_lora(pipeline)
+        if active_lora and fuses:
+            scale = active_lora.lora.scale
+            adapters.fuse_lora(pipeline, active_lora.adapter, scale, self.checkpoint)
+        elif active_lora:
+            adapters.load_lora(pipeline, active_lora.adapter, active_lora.lora.scale)
 
     def _unload(self) -> None:
         if self._loaded and self._loaded.applied.compiled:
