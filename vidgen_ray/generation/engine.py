@@ -298,14 +298,14 @@ class Engine:
         pipeline, folds = loaded.pipeline, loaded.options.folds_adapters
         if loaded.worn:
             if folds:
-                adapters.fold_out(pipeline, loaded.worn.adapter, self.checkpoint)
+                adapters.unfuse_lora(pipeline, loaded.worn.adapter, self.checkpoint)
             else:
-                adapters.take_off(pipeline)
+                adapters.unload_lora(pipeline)
         if worn:
             if folds:
-                adapters.fold_in(pipeline, worn.adapter, worn.lora.scale, self.checkpoint)
+                adapters.fuse_lora(pipeline, worn.adapter, worn.lora.scale, self.checkpoint)
             else:
-                adapters.put_on(pipeline, worn.adapter, worn.lora.scale)
+                adapters.load_lora(pipeline, worn.adapter, worn.lora.scale)
 
     def _unload(self) -> None:
         if self._loaded and self._loaded.applied.compiled:
