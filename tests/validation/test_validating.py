@@ -13,7 +13,7 @@ from benchmarks.mixed_load import LENIENT
 from vidgen_ray.config import Config, LoRA, load_config
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.model.adapters import WEIGHTS_NAME
+from vidgen_ray.model.lora_file import WEIGHTS_NAME
 from vidgen_ray.schema import Validation
 from vidgen_ray.validation.comparison import measure_look
 from vidgen_ray.validation.driver import ValidationArguments, run_validation

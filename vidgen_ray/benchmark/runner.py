@@ -74,8 +74,8 @@ def run_benchmark(
 
     A profile's own number of steps counts unless `config.pinned` says otherwise. The first clip
     warms up, with `warm_up_steps` steps if given, and is not counted. A contestant that fails
-    keeps its row, with the error; `on_row` is called with each as it is done. Raises RequestError and
-    ConfigError for bad input.
+    keeps its row, with the error; `on_row` is called with each as it is done. Raises RequestError
+    and ConfigError for bad input.
     """
     checkpoint = open_checkpoint(config.model)
     checkpoint.check_request(request)
