@@ -135,7 +135,7 @@ def serve_config(options: argparse.Namespace, folder: Path) -> Path:
     if options.size == "tiny":
         settings |= {"generation.num_frames": 9, "generation.height": 64, "generation.width": 96}
     if options.size == "paused":
-        app["import_path"] = "benchmarks.paused_model:build_app"
+        app["import_path"] = "tests.support.paused_model:build_app"
         app["args"]["config"] = "nano"
         settings = {f"generation.{name}": value for name, value in FULL.items()}
         settings |= {"generation.allow_untrained_shape": True, "quality.max_attempts": 1}

@@ -65,6 +65,7 @@ def desk(tmp_path: Path, tiny_training: dict[str, object]) -> Desk:
     return desk
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("ray_cluster")
 def test_rows_become_latents_once_and_what_is_wrong_has_a_reason(desk: Desk) -> None:
     (desk.folder / "broken.mp4").write_bytes((desk.folder / "a.mp4").read_bytes()[:900])

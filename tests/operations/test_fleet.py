@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.local_cluster import BIN, LocalCluster
+from tests.support.local_cluster import BIN, LocalCluster
 from vidgen_ray.operations.fleet import check_collective
 
 ROOT = Path(__file__).parents[2]

@@ -249,6 +249,7 @@ def test_every_stage_goes_on_where_it_stopped_and_makes_a_pipeline(
     assert assemble(fitted, text, tmp_path / "checkpoint", tmp_path / "last") < 30e6
 
 
+@pytest.mark.thorough
 def test_a_fitted_decoder_gives_made_clips_more_of_the_texture_that_they_lack(
     small: RecipeConfig,
 ) -> None:

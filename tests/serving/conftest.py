@@ -14,8 +14,8 @@ import httpx
 import pytest
 from serving_process import Server, application
 
-from benchmarks.local_cluster import free_port
-from benchmarks.mixed_load import LENIENT
+from tests.support.local_cluster import free_port
+from tests.support.tiny_model import LENIENT
 from vidgen_ray.serving.http.keys import new_key
 
 WEBHOOK_SECRET = "whsec_" + "c2VjcmV0" * 5

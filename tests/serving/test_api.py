@@ -113,6 +113,7 @@ class TestVideos:
         seeds = {post(client).json()["seed"] for _ in range(2)}
         assert len(seeds) == 2
 
+    @pytest.mark.thorough
     def test_events_show_every_step(self, client: httpx.Client) -> None:
         video_id = post(client, num_inference_steps=200).json()["id"]
         events = list(follow(client, video_id))
@@ -211,6 +212,7 @@ class TestVideos:
         assert job["num_inference_steps"] == 20
 
 
+@pytest.mark.thorough
 class TestLora:
     def test_models_lists_adapters_by_name(self, client: httpx.Client) -> None:
         models = {model["id"]: model for model in client.get("/v1/models").json()["data"]}

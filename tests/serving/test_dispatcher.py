@@ -15,7 +15,7 @@ from serving_process import Server, application, picture
 from test_api import ended, post
 from test_jobs import new
 
-from benchmarks.mixed_load import LENIENT
+from tests.support.tiny_model import LENIENT
 from vidgen_ray.config import load_config
 from vidgen_ray.generation.commit import AttemptResult
 from vidgen_ray.schema import resolve_request
@@ -107,7 +107,7 @@ def test_so_it_is_through_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "quality.max_attempts": 1,
     }
     app = application("vidgen", "/", {"settings": settings, "output": str(tmp_path / "out")})
-    app["import_path"] = "benchmarks.paused_model:build_app"
+    app["import_path"] = "tests.support.paused_model:build_app"
     root = str(Path(__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
     server = Server(tmp_path, [app])

@@ -11,7 +11,7 @@ from ray.util.placement_group import placement_group_table
 from serving_process import picture
 from test_jobs import lease, new
 
-from benchmarks.mixed_load import LENIENT
+from tests.support.tiny_model import LENIENT
 from vidgen_ray.config import load_config
 from vidgen_ray.errors import ConfigError
 from vidgen_ray.generation.attempt import FailedAttempt, GeneratedAttempt
