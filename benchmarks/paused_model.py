@@ -76,9 +76,9 @@ class PausedEngine:
 class Generator(generator.Generator):
     """The deployment, with the pause."""
 
-    def __init__(self, arguments: ServingArguments) -> None:
+    def __init__(self, arguments: ServingArguments, config: Config) -> None:
         clip_maker.open_engine = PausedEngine  # type: ignore[assignment]
-        super().__init__(arguments)
+        super().__init__(arguments, config)
 
 
 def build_app(args: ServingArguments) -> Application:

@@ -1,5 +1,6 @@
 """`vidgen plan` answers in one screen, and says what is wrong with what was typed."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,11 +56,18 @@ def test_a_tighter_deadline_takes_more_gpus(plan: Plan) -> None:
     assert "on 7 GPUs" in plan("--deadline", "4h").stdout
 
 
-def test_the_summary_of_this_project_is_the_default() -> None:
+def test_rates_of_every_profile_are_there_outside_the_checkout(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vidgen_ray", "plan", "--clips", "10", "--gpu", "h200"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--profile", "exact"],
+        **{"capture_output": True, "text": True, "timeout": 60},
+        cwd=tmp_path,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
-    assert "NVIDIA H200" in done.stdout
+    assert "61.7 s of NVIDIA H200" in done.stdout
+    assert "other profiles: baseline 96.6 s" in done.stdout
 
 
 def test_a_server_is_simulated_when_arrivals_are_known(plan: Plan) -> None:

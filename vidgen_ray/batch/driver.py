@@ -24,7 +24,7 @@ from vidgen_ray.cluster.board import start_board
 from vidgen_ray.cluster.connect import connected, pool_size
 from vidgen_ray.cluster.signals import signals_raise
 from vidgen_ray.config import Config
-from vidgen_ray.errors import EngineError, Interrupted, RequestError, VidgenError
+from vidgen_ray.errors import EngineError, Interrupted, RequestError, VidgenError, first_line
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.generation.jobs_file import JobsFile, RowProblem, read_jobs
 from vidgen_ray.schema import BatchSummary, GenerationRecord
@@ -129,7 +129,7 @@ def _make(
     except ray.exceptions.RayError as error:
         progress.write_status("failed", str(error), EXIT_INFRASTRUCTURE)
         raise EngineError(
-            f"Ray ended the run: {_first_line(error)}; run the same command again: finished clips "
+            f"Ray ended the run: {first_line(error)}; run the same command again: finished clips "
             "are kept"
         ) from error
     summary = progress.write_results()
@@ -247,7 +247,3 @@ def _say_result(summary: BatchSummary, arguments: BatchArguments, console: Conso
     lines.append(f"Clips:  {arguments.output}")
     lines.append(f"Report: {arguments.output.rstrip('/')}/index.html")
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -30,6 +30,7 @@ from vidgen_ray.model.device import (
     num_cores,
     peak_vram_gb,
     reset_peak_vram,
+    resolve_dtype,
     use_cpu,
 )
 from vidgen_ray.model.flops import ClipFlops, count_flops, matrix_rate
@@ -156,7 +157,8 @@ def _contestants(
     image = read_image(
         request.image, height=request.height, width=request.width, fit=request.image_fit
     ).pixels
-    dtypes: list[Dtype] = [config.model.dtype]
+    plain_dtype = resolve_dtype(config.model.dtype, device)
+    dtypes: list[Dtype] = [plain_dtype]
     accelerated = []
     for name in profiles:
         wanted = request.model_copy(update={"mode": "optimized", "profile": name})
@@ -165,19 +167,18 @@ def _contestants(
         if profile.num_inference_steps and "num_inference_steps" not in config.pinned:
             update = {"num_inference_steps": profile.num_inference_steps}
             wanted = wanted.model_copy(update=update)
-        dtype = config.model.under(profile).dtype
+        dtype = resolve_dtype(config.model.under(profile).dtype, device)
         dtypes.append(dtype)
         accelerated.append(Contestant(name, wanted, image, dtype, _engine(config)))
 
     def stock(dtype: Dtype) -> Contestant:
-        name = BASELINE if dtype == config.model.dtype else f"{BASELINE} {dtype}"
+        name = BASELINE if dtype == plain_dtype else f"{BASELINE} {dtype}"
         load = lambda: load_stock(checkpoint, dtype, device)  # noqa: E731
         return Contestant(name, request, image, dtype, _plain(load, image, device))
 
     def other(name: str) -> Contestant:
-        dtype = config.model.dtype
-        load = lambda: load_alternative(name, dtype, device)  # noqa: E731
-        return Contestant(name, request, image, dtype, _plain(load, image, device))
+        load = lambda: load_alternative(name, plain_dtype, device)  # noqa: E731
+        return Contestant(name, request, image, plain_dtype, _plain(load, image, device))
 
     plain = [stock(dtype) for dtype in dict.fromkeys(dtypes)] if baseline else []
     return plain + accelerated + [other(name) for name in alternatives]

@@ -1,4 +1,4 @@
-"""The operators' commands: look at a cluster, put the model on it, say how large it must be."""
+"""The operators' commands: examine a cluster, prefetch the model, plan capacity."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def prefetch(
     address: AddressOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Put the model's weights on this machine, or with --address on every node, once.
+    """Download the model's weights to this machine, or with --address to every node, once.
 
     Exit codes: 0 they are there, 1 not on every node, 2 bad configuration.
     """
@@ -78,9 +78,16 @@ def plan(
     price_per_gpu_hour: Annotated[
         float | None, typer.Option(min=0, help="In your currency; gives the cost.")
     ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="A measured profile, such as exact. Default: baseline.")
+    ] = None,
     rates: Annotated[
-        str, typer.Option(help="PROJECT_SUMMARY.json, or the summary.json of a batch of yours.")
-    ] = "PROJECT_SUMMARY.json",
+        str | None,
+        typer.Option(
+            help="summary.json of a batch of yours, or a PROJECT_SUMMARY.json. Default: the rates "
+            "that were measured for the documentation."
+        ),
+    ] = None,
     start: Annotated[
         str, typer.Option(help="How long a GPU node takes to come up, before weights load.")
     ] = "5m",
@@ -91,13 +98,14 @@ def plan(
     min_replicas: Annotated[int, typer.Option(min=0, help="Of the simulated server.")] = 1,
     max_replicas: Annotated[int, typer.Option(min=1, help="Of the simulated server.")] = 8,
 ) -> None:
-    """Say how many GPUs, hours and how much money clips take, from measured rates.
+    """Print how many GPUs, hours and how much money clips take, from measured rates.
 
     Exit codes: 0 there is a plan, 2 there is none: no rate for this GPU, or too near a deadline.
     """
     from vidgen_ray.operations import capacity
 
-    rate = capacity.choose_rate(capacity.read_rates(rates), gpu)
+    measured = capacity.read_rates(rates)
+    rate = capacity.choose_rate(measured, gpu, profile)
     start_s = _seconds("start", start)
     batch = capacity.plan_batch(
         rate,
@@ -108,8 +116,16 @@ def plan(
     )
     _print(
         f"rate:   {rate.clip_s:.1f} s of {rate.device} a clip and {rate.cpu_s:.1f} s of a CPU core "
-        f"({rate.name}), {rate.attempts_per_clip:.2f} attempts a clip"
+        f"({rate.name}{f', {rate.profile}' if rate.profile else ''}), "
+        f"{rate.attempts_per_clip:.2f} attempts a clip"
     )
+    others = [
+        f"{each.profile} {each.clip_s:.1f} s"
+        for each in capacity.rates_on(measured, gpu)
+        if each.profile not in {None, rate.profile} and each.device == rate.device
+    ]
+    if others:
+        _print(f"        other profiles: {', '.join(others)} (--profile)")
     cost = "" if batch.cost is None else f", costs {batch.cost:,.2f}"
     _print(
         f"batch:  {clips} clips in {batch.wall_s / 3600:.1f} h on {batch.num_gpus} GPUs: "

@@ -30,7 +30,14 @@ from ray.util.scheduling_strategies import (
 )
 
 from vidgen_ray.config import Config
-from vidgen_ray.errors import ClipCancelled, ClipTimeout, ConfigError, EngineError, VidgenError
+from vidgen_ray.errors import (
+    ClipCancelled,
+    ClipTimeout,
+    ConfigError,
+    EngineError,
+    VidgenError,
+    first_line,
+)
 from vidgen_ray.generation.engine import Cancelled, Engine, Generation, OnStep
 from vidgen_ray.image_io import ConditioningImage
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
@@ -224,7 +231,7 @@ class RankGroup:
             address = ray.get(self._ranks[0].address.remote())
         except RayActorError as error:
             self.close()
-            raise EngineError(f"a rank died while it started: {_first_line(error)}") from error
+            raise EngineError(f"a rank died while it started: {first_line(error)}") from error
         self.processes = self._all(
             [rank.join.remote(index, self._size, address) for index, rank in enumerate(self._ranks)]
         )
@@ -259,7 +266,7 @@ class RankGroup:
         if failures:
             first = (dead or failures)[0]
             raise EngineError(
-                f"a rank of {self._size} failed: {_first_line(first)}; the next clip gets new ones"
+                f"a rank of {self._size} failed: {first_line(first)}; the next clip gets new ones"
             ) from first
         results: list[Any] = ray.get(list(work))
         return results
@@ -329,7 +336,3 @@ def _end(process: Process) -> bool:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
     return there
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -12,8 +12,9 @@ from peft.tuners.lora import LoraLayer
 
 from vidgen_ray.config import LoRA
 from vidgen_ray.errors import RequestError
-from vidgen_ray.model.checkpoint import Checkpoint, hash_file
+from vidgen_ray.model.checkpoint import Checkpoint
 from vidgen_ray.model.quantization import EightBitLinear
+from vidgen_ray.model.weights import hash_file
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 

@@ -21,9 +21,9 @@ from torch.utils.checkpoint import (
 )
 
 from vidgen_ray.config import Dtype, TrainingConfig
-from vidgen_ray.errors import ConfigError
+from vidgen_ray.errors import ConfigError, first_line
 from vidgen_ray.model.adapters import WEIGHTS_NAME, skeleton
-from vidgen_ray.model.checkpoint import Checkpoint, quiet
+from vidgen_ray.model.checkpoint import Checkpoint, assemble_pipeline, load_part
 
 Checkpointing = Literal["none", "full", "selective"]
 
@@ -136,7 +136,7 @@ class LoraTransformer(nn.Module):
             except ValueError as error:  # PEFT found none of the targets, or one that is no layer
                 raise ConfigError(
                     f"training.targets: must name linear layers of the transformer, got "
-                    f"{training.targets}: {str(error).splitlines()[0]}; use to_q, to_k, to_v, "
+                    f"{training.targets}: {first_line(error)}; use to_q, to_k, to_v, "
                     "to_out.0"
                 ) from None
         for layer in list(self.transformer.modules()):
@@ -236,26 +236,15 @@ def _keep_in_float32(layer: LoraLayer) -> None:
 
 def _load(checkpoint: Checkpoint, dtype: Dtype) -> CogVideoXImageToVideoPipeline:
     """The pipeline without VAE and text encoder."""
-    quiet()
     if dtype == "float16":
         raise ConfigError(
             "model.dtype: must be bfloat16 or float32 for training, got float16, whose gradients "
             "underflow; set model.dtype=bfloat16"
         )
-    try:
-        pipeline = CogVideoXImageToVideoPipeline.from_pretrained(
-            checkpoint.folder,
-            vae=None,
-            text_encoder=None,
-            tokenizer=None,
-            dtype=getattr(torch, dtype),
-            local_files_only=True,
-        )
-    except Exception as error:  # the loaders raise anything from KeyError to SafetensorError
-        raise ConfigError(
-            f"model.checkpoint: {checkpoint.folder} cannot be loaded: {error}; download or copy "
-            "the folder again"
-        ) from error
+    transformer = load_part(checkpoint, "transformer", dtype)
+    pipeline = assemble_pipeline(
+        checkpoint, transformer=transformer, vae=None, text_encoder=None, tokenizer=None
+    )
     config = pipeline.transformer.config
     kind = pipeline.scheduler.config.prediction_type
     if config.patch_size_t is not None or kind != "v_prediction":

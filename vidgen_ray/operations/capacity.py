@@ -6,27 +6,32 @@ import math
 import random
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from vidgen_ray.errors import RequestError
+from vidgen_ray.errors import RequestError, first_line
 from vidgen_ray.schema import BatchSummary, ProjectSummary
 
 _TICK_S = 1.0
 _HOUR_S = 3600.0
 
 
+SHIPPED_RATES = Path(__file__).parent / "rates.json"
+
+
 @dataclass(frozen=True)
 class Rate:
     """What a clip takes: seconds of a GPU, seconds of a CPU core beside it, seconds to load.
 
-    `attempts_per_clip` counts clips that were rejected and made again.
+    `attempts_per_clip` counts the retries of rejected clips. `profile` is None where a summary does
+    not name it.
     """
 
     name: str
+    profile: str | None
     device: str
     clip_s: float
     cpu_s: float
@@ -71,11 +76,13 @@ class Waiting:
     utilisation: float
 
 
-def read_rates(path: str) -> list[Rate]:
+def read_rates(path: str | None = None) -> list[Rate]:
     """The rates in a `PROJECT_SUMMARY.json`, or in the `summary.json` of a batch.
 
-    Raises RequestError.
+    By default those that ship with the package. Raises RequestError.
     """
+    if path is None:
+        return [Rate(**rate) for rate in json.loads(SHIPPED_RATES.read_text())]
     try:
         tree = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -85,27 +92,45 @@ def read_rates(path: str) -> list[Rate]:
         ) from None
     try:
         if "batches" in tree:
-            named = ProjectSummary.model_validate(tree).batches
-        else:
-            named = {Path(path).parent.name: BatchSummary.model_validate(tree)}
+            return _project_rates(ProjectSummary.model_validate(tree))
+        return _batch_rates({Path(path).parent.name: BatchSummary.model_validate(tree)})
     except (ValidationError, TypeError) as error:
-        raise RequestError(f"rates: {path} is no summary: {str(error).splitlines()[0]}") from None
-    return [rate for name, summary in named.items() if (rate := _rate(name, summary)) is not None]
+        raise RequestError(f"rates: {path} is no summary: {first_line(error)}") from None
 
 
-def choose_rate(rates: Sequence[Rate], gpu: str | None) -> Rate:
-    """The first rate whose device or name holds `gpu`, in any case; by default the first GPU's.
+def rates_on(rates: Sequence[Rate], gpu: str | None) -> list[Rate]:
+    """The rates whose device or name holds `gpu`, in any case; by default those of GPUs.
+
+    Raises RequestError where there is none.
+    """
+    found = [
+        rate
+        for rate in rates
+        if (gpu or "").lower() in f"{rate.name} {rate.device}".lower()
+        and (gpu or not rate.device.startswith("CPU"))
+    ]
+    if not found:
+        known = ", ".join(dict.fromkeys(f"{rate.device} ({rate.name})" for rate in rates)) or "none"
+        raise RequestError(
+            f"gpu: no rate was measured on {gpu or 'a GPU'}; measured: {known}. Run a small batch "
+            "there and name its summary.json with --rates"
+        )
+    return found
+
+
+def choose_rate(rates: Sequence[Rate], gpu: str | None, profile: str | None = None) -> Rate:
+    """The first rate of `rates_on` with `profile`, by default the first of all.
 
     Raises RequestError.
     """
-    for rate in rates:
-        known = f"{rate.name} {rate.device}".lower()
-        if (gpu is None and not rate.device.startswith("CPU")) or (gpu and gpu.lower() in known):
+    there = rates_on(rates, gpu)
+    for rate in there:
+        if profile in (None, rate.profile):
             return rate
-    known = ", ".join(f"{rate.device} ({rate.name})" for rate in rates) or "none"
+    known = ", ".join(rate.profile for rate in there if rate.profile) or "none"
     raise RequestError(
-        f"gpu: no rate was measured on {gpu or 'a GPU'}; measured: {known}. Run a small batch "
-        "there and name its summary.json with --rates"
+        f"profile: no rate of {profile!r} was measured on {there[0].device}; measured: {known}. "
+        "Run a small batch with it and name its summary.json with --rates"
     )
 
 
@@ -215,16 +240,39 @@ def _quantile(ascending: Sequence[float], share: float) -> float:
     return ascending[min(len(ascending) - 1, int(share * len(ascending)))]
 
 
+def _batch_rates(batches: dict[str, BatchSummary]) -> list[Rate]:
+    return [rate for name, batch in batches.items() if (rate := _rate(name, batch)) is not None]
+
+
 def _rate(name: str, summary: BatchSummary) -> Rate | None:
     stages: dict[str, Any] = summary.median_stages.model_dump()
     on_device = ("text_s", "image_encode_s", "denoise_s", "decode_s")
     if stages["denoise_s"] is None or not summary.devices or summary.total == 0:
         return None
+    is_baseline = summary.model is not None and summary.model.acceleration is None
     return Rate(
         name=name,
+        profile="baseline" if is_baseline else None,
         device=summary.devices[0],
         clip_s=sum(stages[stage] or 0.0 for stage in on_device),
         cpu_s=(stages["score_s"] or 0.0) + (stages["save_s"] or 0.0),
         load_s=stages["load_s"] or 0.0,
         attempts_per_clip=max(1.0, summary.made / summary.total),
     )
+
+
+def _project_rates(project: ProjectSummary) -> list[Rate]:
+    """Those of the batches; then of each profile that a benchmark measured on such a device.
+
+    A benchmark times the device alone: CPU and load times are the batch's.
+    """
+    rates = _batch_rates(project.batches)
+    beside = {rate.device: rate for rate in rates}
+    for name, report in project.benchmarks.items():
+        for row in report.rows:
+            batch = beside.get(report.device)
+            if batch is None or row.error or "total" not in row.seconds or row.name == "baseline":
+                continue
+            clip_s = row.seconds["total"].median
+            rates.append(replace(batch, name=name, profile=row.name, clip_s=clip_s))
+    return rates

@@ -15,12 +15,12 @@ import psutil
 import ray
 import torch
 
-from vidgen_ray.config import Config
+from vidgen_ray.config import Config, ModelConfig
 from vidgen_ray.errors import VidgenError
 from vidgen_ray.generation.engine import Engine
 from vidgen_ray.generation.scoring import score_video
 from vidgen_ray.model.acceleration import choose_options
-from vidgen_ray.model.checkpoint import is_cached
+from vidgen_ray.model.checkpoint import is_local, open_checkpoint, why_not_cached
 from vidgen_ray.schema import Video
 from vidgen_ray.video_io import read_video, write_video
 
@@ -42,11 +42,27 @@ def examine(config: Config, *, load: bool = True) -> Iterator[Check]:
     yield _check_memory()
     yield _check_codec()
     yield _check_flow()
-    cached = is_cached(config.model)
-    where = "is on this machine" if cached else "is not on this machine: it will be downloaded"
-    yield Check("weights", True if cached else None, f"{config.model.checkpoint} {where}")
-    if load:
+    weights = check_weights(config.model)
+    yield weights
+    if load and weights.ok is not False:
         yield from _check_model(config)
+
+
+def check_weights(model: ModelConfig) -> Check:
+    """Whether every file of the checkpoint is on this machine; a hub id can still be downloaded."""
+    missing = why_not_cached(model)
+    if missing is not None:
+        if is_local(model):
+            return Check("weights", False, missing)
+        finding = f"{model.checkpoint} is not complete on this machine; it will be downloaded"
+        return Check("weights", None, f"{finding}, `vidgen prefetch` does it now: {missing}")
+    unused = [
+        path.name
+        for files in open_checkpoint(model, local_files_only=True).weights.values()
+        for path in files.unused
+    ]
+    beside = f"; not loaded, remove what is stale: {', '.join(unused)}" if unused else ""
+    return Check("weights", True, f"{model.checkpoint} is on this machine{beside}")
 
 
 def _check_torch(config: Config) -> Iterator[Check]:

@@ -16,9 +16,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vidgen_ray.addresses import one_line
 from vidgen_ray.config import Config, ModelConfig
-from vidgen_ray.errors import VidgenError
+from vidgen_ray.errors import VidgenError, first_line
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.operations.doctor import Check
+from vidgen_ray.operations.doctor import Check, check_weights
 from vidgen_ray.provenance import versions
 
 _TIMEOUT_S = 120.0
@@ -208,9 +208,9 @@ def _check_output(output: str, token: str) -> Check:
 
 def _check_cache() -> Check:
     """The hub's cache: the folder, whether it can be written, and its free space."""
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from vidgen_ray.model.hub import cache_folder
 
-    folder = HF_HUB_CACHE
+    folder = cache_folder()
     try:
         os.makedirs(folder, exist_ok=True)
         probe = os.path.join(folder, f".vidgen-{uuid.uuid4().hex}")
@@ -226,14 +226,14 @@ def _check_cache() -> Check:
 
 
 def _check_weights(model: ModelConfig, is_worker: bool) -> Check:
-    from vidgen_ray.model.checkpoint import is_cached
-
-    if is_cached(model):
-        return Check("weights", True, f"{model.checkpoint} is here")
+    check = check_weights(model)
+    if check.ok:
+        return check
     if not is_worker:
-        return Check("weights", None, f"{model.checkpoint} is not here, where no clip is made")
-    finding = f"{model.checkpoint} is not here; run `vidgen prefetch --address auto`"
-    return Check("weights", False, finding)
+        return Check(
+            "weights", None, f"{model.checkpoint} is not here, and this node runs no model"
+        )
+    return Check("weights", False, f"{check.finding}; run `vidgen prefetch --address auto`")
 
 
 def check_collective() -> Check:
@@ -257,5 +257,4 @@ def check_collective() -> Check:
 
 
 def _reason(error: BaseException) -> str:
-    cause = getattr(error, "cause", None) or error
-    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    return first_line(getattr(error, "cause", None) or error)

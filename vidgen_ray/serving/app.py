@@ -61,8 +61,11 @@ def build_app(args: ServingArguments) -> Application:
     ingress = serve.deployment(max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0})
     application: Application = ingress(Ingress).bind(
         arguments,
+        config,
         dispatcher(Dispatcher).bind(
-            arguments, generator(Generator).bind(arguments), scorer(Scorer).bind(arguments)
+            arguments,
+            generator(Generator).bind(arguments, config),
+            scorer(Scorer).bind(arguments, config.quality),
         ),
     )
     return application

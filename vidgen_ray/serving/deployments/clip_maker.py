@@ -10,7 +10,7 @@ import torch
 
 from vidgen_ray.cluster.metrics import DeviceMetrics
 from vidgen_ray.cluster.ranks import RankGroup, open_engine
-from vidgen_ray.config import Config, load_config
+from vidgen_ray.config import Config
 from vidgen_ray.errors import ClipCancelled, ConfigError, EngineError, StoreError, VidgenError
 from vidgen_ray.generation import attempt as attempts
 from vidgen_ray.generation.content_hash import hash_content
@@ -28,11 +28,11 @@ logger = logging.getLogger("ray.serve")
 class ClipMaker:
     """The model, loaded, and what it takes to make a clip of a task. For one thread at a time."""
 
-    def __init__(self, arguments: ServingArguments) -> None:
+    def __init__(self, arguments: ServingArguments, config: Config) -> None:
         """Load the weights. Raises ConfigError and StoreError."""
         assert arguments.database is not None
         self._arguments = arguments
-        self._config = load_config(arguments.config, arguments.settings)
+        self._config = config
         _check_gpus(self._config)
         self._store = JobStore(arguments.database)
         self._engine = open_engine(self._config)

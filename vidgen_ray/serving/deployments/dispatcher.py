@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from vidgen_ray.cluster.metrics import JobMetrics, QueueMetrics, RetryMetrics
-from vidgen_ray.errors import ArtifactError, StoreError, VidgenError
+from vidgen_ray.errors import ArtifactError, StoreError, VidgenError, first_line
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.schema import ErrorRecord, GenerationRecord
 from vidgen_ray.serving.arguments import ServingArguments
@@ -132,13 +132,13 @@ class Dispatcher:
         except asyncio.CancelledError:
             await self._release(job, token, blame=False)
         except RayActorError as error:
-            logger.warning("worker lost: %s", _first_line(error), extra=log)
+            logger.warning("worker lost: %s", first_line(error), extra=log)
             await self._release(job, token, blame=True)
         except (ArtifactError, StoreError) as error:  # storage is away: no fault of the job's
-            logger.error("%s", _first_line(error), extra=log)
+            logger.error("%s", first_line(error), extra=log)
             await self._release(job, token, blame=False, delay_s=self._arguments.lease_s / 3)
         except Exception as error:  # Serve, or a defect: another try, later
-            logger.exception("clip could not be made: %s", _first_line(error), extra=log)
+            logger.exception("clip could not be made: %s", first_line(error), extra=log)
             await self._release(job, token, blame=True, delay_s=self._arguments.lease_s / 3)
 
     async def _clip(self, job: Job, token: str) -> GenerationRecord | None:
@@ -228,7 +228,3 @@ _PUBLIC = {
     "OutOfMemory": ("out_of_memory", "the device ran out of memory; ask the operator"),
     "EngineError": ("generation_failed", "the model could not make this clip; try another seed"),
 }
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

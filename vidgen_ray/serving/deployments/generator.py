@@ -5,6 +5,7 @@ import gc
 import threading
 import time
 
+from vidgen_ray.config import Config
 from vidgen_ray.serving.arguments import ServingArguments
 from vidgen_ray.serving.deployments.priority import step_aside
 from vidgen_ray.serving.deployments.tasks import ClipTask, Made
@@ -15,7 +16,7 @@ _STALLED_S = 120.0
 class Generator:
     """One model on one device. Weights are loaded before the replica counts as ready."""
 
-    def __init__(self, arguments: ServingArguments) -> None:
+    def __init__(self, arguments: ServingArguments, config: Config) -> None:
         step_aside()
         # Imports torch, which takes seconds and which only a replica needs. All of it stays, so
         # that looking for garbage meanwhile would only take longer.
@@ -23,7 +24,7 @@ class Generator:
         from vidgen_ray.serving.deployments.clip_maker import ClipMaker
 
         self._clip_timeout_s = arguments.clip_timeout_s
-        self._maker = ClipMaker(arguments)
+        self._maker = ClipMaker(arguments, config)
         gc.enable()
         # Serve does not stop a thread whose caller left: the next clip must wait for it here.
         self._lock = threading.Lock()
