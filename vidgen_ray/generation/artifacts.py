@@ -23,7 +23,8 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from pydantic import ValidationError
 
-from vidgen_ray.errors import ArtifactError, VidgenError, first_line
+from vidgen_ray.addresses import one_line
+from vidgen_ray.errors import ArtifactError, VidgenError
 from vidgen_ray.schema import RESERVED_IDS, ArtifactRecord, GenerationRecord, Video
 from vidgen_ray.video_io import write_video
 
@@ -264,7 +265,7 @@ def _decode(path: str, data: bytes) -> GenerationRecord:
         return GenerationRecord.model_validate(json.loads(data))
     except (ValueError, ValidationError) as error:
         raise ArtifactError(
-            f"output: {path} is not a record of this program: {first_line(error)}; "
+            f"output: {path} is not a record of this program: {one_line(error)}; "
             "move it away, or choose another --output"
         ) from None
 

@@ -20,10 +20,12 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from vidgen_ray.addresses import one_line
 from vidgen_ray.config import Dtype, TrainingConfig
-from vidgen_ray.errors import ConfigError, first_line
-from vidgen_ray.model.adapters import WEIGHTS_NAME, skeleton
+from vidgen_ray.errors import ConfigError
+from vidgen_ray.model.adapters import skeleton
 from vidgen_ray.model.checkpoint import Checkpoint, assemble_pipeline, load_part
+from vidgen_ray.model.lora_file import WEIGHTS_NAME
 
 Checkpointing = Literal["none", "full", "selective"]
 
@@ -136,7 +138,7 @@ class LoraTransformer(nn.Module):
             except ValueError as error:  # PEFT found none of the targets, or one that is no layer
                 raise ConfigError(
                     f"training.targets: must name linear layers of the transformer, got "
-                    f"{training.targets}: {first_line(error)}; use to_q, to_k, to_v, "
+                    f"{training.targets}: {one_line(error)}; use to_q, to_k, to_v, "
                     "to_out.0"
                 ) from None
         for layer in list(self.transformer.modules()):

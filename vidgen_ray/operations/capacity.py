@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vidgen_ray.errors import RequestError, first_line
+from vidgen_ray.addresses import one_line
+from vidgen_ray.errors import RequestError
 from vidgen_ray.schema import BatchSummary, ProjectSummary
 
 _TICK_S = 1.0
@@ -95,7 +96,7 @@ def read_rates(path: str | None = None) -> list[Rate]:
             return _project_rates(ProjectSummary.model_validate(tree))
         return _batch_rates({Path(path).parent.name: BatchSummary.model_validate(tree)})
     except (ValidationError, TypeError) as error:
-        raise RequestError(f"rates: {path} is no summary: {first_line(error)}") from None
+        raise RequestError(f"rates: {path} is no summary: {one_line(error)}") from None
 
 
 def rates_on(rates: Sequence[Rate], gpu: str | None) -> list[Rate]:

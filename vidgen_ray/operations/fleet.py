@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vidgen_ray.addresses import one_line
 from vidgen_ray.config import Config, ModelConfig
-from vidgen_ray.errors import VidgenError, first_line
+from vidgen_ray.errors import VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.operations.doctor import Check, check_weights
 from vidgen_ray.provenance import versions
@@ -257,4 +257,4 @@ def check_collective() -> Check:
 
 
 def _reason(error: BaseException) -> str:
-    return first_line(getattr(error, "cause", None) or error)
+    return one_line(getattr(error, "cause", None) or error)

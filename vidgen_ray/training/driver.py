@@ -27,9 +27,9 @@ from vidgen_ray.encoding.shards import EncodedClips
 from vidgen_ray.errors import ConfigError, EngineError, Interrupted, RequestError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.image_io import MAX_IMAGE_BYTES
-from vidgen_ray.model.adapters import WEIGHTS_NAME
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.model.lora import architecture_of
+from vidgen_ray.model.lora_file import FINAL_NAME, WEIGHTS_NAME
 from vidgen_ray.training.board import ask, make_board
 from vidgen_ray.training.estimate import (
     Architecture,
@@ -41,7 +41,7 @@ from vidgen_ray.training.estimate import (
 from vidgen_ray.training.journal import CSV_NAME, PLOT_NAME, Journal
 from vidgen_ray.training.schedule import Plan
 from vidgen_ray.training.state import FOLDER, StepMetrics, committed_states
-from vidgen_ray.training.worker import FINAL, WorkerJob, device_facts, train_worker
+from vidgen_ray.training.worker import WorkerJob, device_facts, train_worker
 from vidgen_ray.validation.prompts import find_prompts, read_requests
 
 RUN_NAME = "run.json"
@@ -97,8 +97,8 @@ def run_training(arguments: TrainingArguments, console: Console) -> None:
     store.clear_staging()
     plan = Plan(config.training, len(clips), max(1, arguments.num_workers))
     _refuse_changed(store, _decisive_settings(config, plan, clips, checkpoint))
-    if store.read(f"{FINAL}/{WEIGHTS_NAME}") is not None:
-        _say(console, f"{arguments.output} is trained already: {FINAL}/{WEIGHTS_NAME}")
+    if store.read(f"{FINAL_NAME}/{WEIGHTS_NAME}") is not None:
+        _say(console, f"{arguments.output} is trained already: {FINAL_NAME}/{WEIGHTS_NAME}")
         return
     arguments = replace(arguments, config=_with_samples(config, store))
     cluster = connected(arguments.ray_address) if arguments.num_workers else nullcontext()
@@ -399,7 +399,7 @@ def _say_result(
             f"loss: {first:.4f} in the first tenth, {last:.4f} in the last; see {CSV_NAME} and "
             f"{PLOT_NAME}",
         )
-    _say(console, f"Adapter: {arguments.output.rstrip('/')}/{FINAL}")
+    _say(console, f"Adapter: {arguments.output.rstrip('/')}/{FINAL_NAME}")
 
 
 def _cause(failure: BaseException) -> str:

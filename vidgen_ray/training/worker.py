@@ -19,7 +19,6 @@ from vidgen_ray.encoding.shards import EncodedClips
 from vidgen_ray.errors import ConfigError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.generation.single import generate_clip
-from vidgen_ray.model.adapters import WEIGHTS_NAME
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.model.device import (
     choose_device,
@@ -33,6 +32,7 @@ from vidgen_ray.model.device import (
 )
 from vidgen_ray.model.encoders import latent_scales
 from vidgen_ray.model.lora import LoraTransformer
+from vidgen_ray.model.lora_file import FINAL_NAME, WEIGHTS_NAME
 from vidgen_ray.provenance import versions
 from vidgen_ray.schema import GenerationRecord
 from vidgen_ray.training.board import ask
@@ -41,8 +41,6 @@ from vidgen_ray.training.loop import Trainer
 from vidgen_ray.training.samples import SampleMaker
 from vidgen_ray.training.schedule import Plan
 from vidgen_ray.training.state import StepMetrics
-
-FINAL = "adapter_final"
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,7 @@ class _Gallery:
         for name in ("adapter.json", WEIGHTS_NAME):
             data = store.read(f"{last}/{name}")
             assert data is not None
-            store.write(f"{FINAL}/{name}", data)
+            store.write(f"{FINAL_NAME}/{name}", data)
 
     def _publish(self, file: Path, epoch: int) -> None:
         training = self._job.config.training
