@@ -1,6 +1,7 @@
 """`vidgen plan` answers in one screen, and says what is wrong with what was typed."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,3 +97,28 @@ def test_what_cannot_be_planned_is_one_error(plan: Plan, arguments: list[str], s
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert says in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("name", ["batch", "benchmark", "encode", "train", "validate"])
+def test_a_job_under_a_python_without_the_packages_is_one_error(name: str) -> None:
+    command = [sys.executable, "-S", "-E", str(ROOT / "jobs" / f"{name}.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert re.match(r"error: .* has no ray, torch, typer: a Ray job runs", done.stderr)
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_5b_is_refused_without_a_gpu_before_anything_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import torch
+
+    from vidgen_ray.cli import main
+
+    clip = ["--image", "photo.jpg", "--prompt", "x", "--output", str(tmp_path / "clip.mp4")]
+    monkeypatch.setattr(sys, "argv", ["vidgen", "generate", *clip])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "torch sees no GPU here; use --config nano" in capsys.readouterr().err
