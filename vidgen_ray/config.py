@@ -1,7 +1,7 @@
-"""The one configuration tree: what a YAML file under `configs/` may say, and its defaults.
+"""The configuration tree that the YAML files under `configs/` fill, with its defaults.
 
-A file lists only its differences from the defaults here. Precedence, weakest first: default,
-configuration file, profile, command line, request field.
+A file lists only what differs from the defaults. Precedence, lowest first: default, configuration
+file, profile, command line, request field.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ SHIPPED_LORAS = Path(str(resources.files("vidgen_ray"))) / "model" / "nano_loras
 
 
 class Section(BaseModel):
-    """A frozen part of the tree that refuses keys it does not know."""
+    """A frozen section of the tree that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -155,11 +155,11 @@ class QualityConfig(Section):
     max_patch_grid: float = Field(0.04, ge=0.0, le=1.0)  # of the detail
     # dB at 40 lines; 0 for an adapter that changes the look from the first frame
     min_image_match_db: float = Field(28.0, ge=0.0)
-    allow_static: bool = False  # accept still images and clips that freeze
+    allow_static: bool = False  # accept still images and frozen clips
 
 
 class BatchConfig(Section):
-    """Resources and limits of a batch. `max_workers: null` means as many as the cluster has now."""
+    """Resources and limits of a batch. `max_workers: null` is as many as fit in the cluster now."""
 
     num_gpus_per_worker: float = Field(1, ge=0)
     num_cpus_per_worker: float = Field(1, gt=0)
@@ -173,7 +173,7 @@ class BatchConfig(Section):
 
 
 class CheckConfig(Section):
-    """When `dataset check` marks a clip. Marks are advice: no clip is removed for one.
+    """Thresholds of `dataset check`. Marks are advice: they remove no clip.
 
     `max_hash_distance` is of 192 bits, 64 of each of three frames.
     """
@@ -187,17 +187,17 @@ class CheckConfig(Section):
 
 
 class EncodingConfig(Section):
-    """How clips become latents. Shape, frame rate and fit are those of `generation`.
+    """How clips are encoded to latents. Shape, frame rate and fit are those of `generation`.
 
-    `num_noised_images` copies of the conditioning image are encoded under pixel noise, of which
-    training draws one; 0 for a model that was trained on clean images.
+    `num_noised_images` copies of the conditioning image are encoded with pixel noise, of which
+    training samples one; 0 for a model that was trained on clean images.
     """
 
     dtype: DtypeSetting = "bfloat16"
     num_noised_images: int = Field(2, ge=0, le=64)
     max_video_gb: float = Field(4.0, gt=0)  # of 1e9 bytes, the file
     skip_marks: list[str] = []  # leave out clips that `dataset check` marked with one of these
-    clips_per_shard: int = Field(8, ge=1)  # committed together, so this many are lost by a kill
+    clips_per_shard: int = Field(8, ge=1)  # a killed worker loses at most so many
     prompts_per_batch: int = Field(8, ge=1)
     num_gpus_per_worker: float = Field(1, ge=0)
     num_cpus_per_worker: float = Field(1, gt=0)
@@ -209,7 +209,7 @@ class EncodingConfig(Section):
 
 
 class SamplePrompt(Section):
-    """A clip that shows what an adapter does: the same image, prompt and seed each time."""
+    """A sample clip of an adapter in training: the same image, prompt and seed each time."""
 
     image: str = Field(min_length=1)
     prompt: str = Field(min_length=1)
@@ -321,7 +321,7 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
 
 
 def describe(error: ValidationError) -> list[str]:
-    """One line a problem: the dotted field, the rule, the value."""
+    """One line for each problem: the dotted field, the rule, the value."""
     lines = []
     for problem in error.errors():
         field = ".".join(str(part) for part in problem["loc"])
@@ -339,7 +339,7 @@ def describe(error: ValidationError) -> list[str]:
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether the driver of an NVIDIA GPU is there, without asking it."""
+    """Whether an NVIDIA driver is loaded, by its device file."""
     return Path("/dev/nvidiactl").exists()
 
 

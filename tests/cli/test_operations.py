@@ -85,7 +85,7 @@ def test_a_server_is_simulated_when_arrivals_are_known(plan: Plan) -> None:
         (["--deadline", "tomorrow"], "deadline: must be a number with s, m, h or d"),
         (["--deadline", "1m"], "deadline: must be at least"),
         (["--rates", "nowhere.json"], "rates: cannot be read: nowhere.json"),
-        (["--arrivals-per-hour", "900"], "the queue would grow for ever"),
+        (["--arrivals-per-hour", "900"], "the queue would grow without bound"),
         (
             ["--arrivals-per-hour", "9", "--min-replicas", "9"],
             "min_replicas: must be at most max_replicas (8), got 9",

@@ -23,7 +23,7 @@ AddressOption = Annotated[
 
 
 def examine_cluster(config: Config, address: str | None, output: str | None) -> bool:
-    """Print what `vidgen doctor --cluster` finds; whether every node can make clips."""
+    """Print the results of `vidgen doctor --cluster`; whether every node can generate clips."""
     from vidgen_ray.cluster.connect import connected
     from vidgen_ray.operations import fleet
 
@@ -70,8 +70,8 @@ def prefetch(
 
 
 def plan(
-    clips: Annotated[int, typer.Option(min=1, help="Clips to make.")],
-    deadline: Annotated[str, typer.Option(help="By when: 90m, 24h, 2d.")] = "24h",
+    clips: Annotated[int, typer.Option(min=1, help="Number of clips.")],
+    deadline: Annotated[str, typer.Option(help="Time until the deadline: 90m, 24h, 2d.")] = "24h",
     gpu: Annotated[
         str | None, typer.Option(help="Part of a measured device's name, such as h200.")
     ] = None,
@@ -89,11 +89,11 @@ def plan(
         ),
     ] = None,
     start: Annotated[
-        str, typer.Option(help="How long a GPU node takes to come up, before weights load.")
+        str, typer.Option(help="Time to start a GPU node, before weights load.")
     ] = "5m",
     arrivals_per_hour: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Also simulate a server that is asked this often, at random."),
+        typer.Option(min=0.001, help="Also simulate a server with this rate of random requests."),
     ] = None,
     min_replicas: Annotated[int, typer.Option(min=0, help="Of the simulated server.")] = 1,
     max_replicas: Annotated[int, typer.Option(min=1, help="Of the simulated server.")] = 8,
@@ -141,9 +141,9 @@ def plan(
     hours = max(24.0, 2000 / arrivals_per_hour)
     if arrivals_per_hour * rate.attempts_per_clip * rate.clip_s / 3600 >= max_replicas:
         raise RequestError(
-            f"max_replicas: {max_replicas} GPUs make "
+            f"max_replicas: {max_replicas} GPUs generate "
             f"{max_replicas * 3600 / rate.clip_s / rate.attempts_per_clip:.0f} clips an hour, less "
-            f"than the {arrivals_per_hour:g} that come: the queue would grow for ever; allow more"
+            f"than the {arrivals_per_hour:g} requests: the queue would grow without bound; raise it"
         )
     arrivals = capacity.poisson_arrivals(arrivals_per_hour, hours)
     waiting = capacity.simulate(arrivals, rate.clip_s * rate.attempts_per_clip, scaling)
@@ -153,9 +153,9 @@ def plan(
         else (f", {waiting.mean_replicas * price_per_gpu_hour:.2f} an hour")
     )
     _print(
-        f"server: {waiting.num_clips} clips at random over {hours:.0f} h wait "
+        f"server: {waiting.num_clips} random requests over {hours:.0f} h wait "
         f"{waiting.p50_s:.0f} s (median), {waiting.p99_s:.0f} s (p99); "
-        f"{waiting.mean_replicas:.1f} GPUs on average, {waiting.utilisation:.0%} at work{price}"
+        f"{waiting.mean_replicas:.1f} GPUs on average, {waiting.utilisation:.0%} busy{price}"
     )
 
 

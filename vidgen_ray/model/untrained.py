@@ -38,8 +38,8 @@ SCHEDULE = {
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """Constructor arguments of the five parts; what is left out is as in CogVideoX-5B-I2V."""
+class CheckpointSpec:
+    """Constructor arguments of the parts; omitted ones are as in CogVideoX-5B-I2V."""
 
     transformer: dict[str, Any]
     vae: dict[str, Any]
@@ -66,7 +66,7 @@ def _small_t5(d_model: int) -> dict[str, Any]:
 
 
 ARCHITECTURES = {
-    "cogvideox_5b_i2v": Architecture(
+    "cogvideox_5b_i2v": CheckpointSpec(
         transformer=_transformer(
             num_attention_heads=48,
             num_layers=42,
@@ -94,7 +94,7 @@ ARCHITECTURES = {
         },
         scheduler=CogVideoXDDIMScheduler,
     ),
-    "tiny": Architecture(
+    "tiny": CheckpointSpec(
         transformer=_transformer(
             num_attention_heads=2,
             attention_head_dim=16,

@@ -1,4 +1,4 @@
-"""How many GPUs, hours and how much money clips take, from rates that were measured."""
+"""GPUs, hours and money that clips take, computed from measured rates."""
 
 import heapq
 import json
@@ -41,8 +41,8 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A batch on `num_gpus` GPUs."""
+class CapacityPlan:
+    """What a batch on `num_gpus` GPUs takes."""
 
     num_gpus: int
     wall_s: float
@@ -53,9 +53,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How replicas follow demand; the fields are those of Serve's `autoscaling_config`.
+    """Autoscaling of replicas; the fields are those of Serve's `autoscaling_config`.
 
-    `start_s` is from the decision to a replica that works: a node's start, and the weights.
+    `start_s` is the time from the decision to a ready replica: starting a node, loading weights.
     """
 
     min_replicas: int = 1
@@ -67,7 +67,7 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Waiting:
-    """How long clips waited until one was begun, in seconds, and what that took."""
+    """Seconds that clips waited in the queue, and the replicas that this took."""
 
     num_clips: int
     p50_s: float
@@ -142,10 +142,10 @@ def plan_batch(
     deadline_s: float,
     start_s: float,
     price_per_gpu_hour: float | None,
-) -> Plan:
-    """The fewest GPUs that make `num_clips` within `deadline_s`; a GPU works from `start_s` on.
+) -> CapacityPlan:
+    """The fewest GPUs that generate `num_clips` within `deadline_s`; a GPU is up after `start_s`.
 
-    A worker makes one clip after the other, and CPUs score beside it. Raises RequestError where no
+    A worker generates one clip after the other while CPUs score. Raises RequestError where no
     number of GPUs is enough.
     """
     num_attempts = math.ceil(num_clips * rate.attempts_per_clip)
@@ -160,7 +160,7 @@ def plan_batch(
     num_gpus = math.ceil(num_attempts / rounds)
     wall_s = begin_s + math.ceil(num_attempts / num_gpus) * rate.clip_s + rate.cpu_s
     gpu_hours = num_gpus * wall_s / _HOUR_S
-    return Plan(
+    return CapacityPlan(
         num_gpus=num_gpus,
         wall_s=wall_s,
         gpu_hours=gpu_hours,
@@ -170,7 +170,7 @@ def plan_batch(
 
 
 def poisson_arrivals(per_hour: float, hours: float, seed: int = 0) -> list[float]:
-    """Times in seconds at which clips are asked for, at random with this mean rate."""
+    """Random request times in seconds, a Poisson process with this mean rate."""
     source = random.Random(seed)
     times, now = [], source.expovariate(per_hour / _HOUR_S)
     while now < hours * _HOUR_S:
@@ -180,14 +180,14 @@ def poisson_arrivals(per_hour: float, hours: float, seed: int = 0) -> list[float
 
 
 def simulate(arrivals: Sequence[float], clip_s: float, scaling: Scaling) -> Waiting:
-    """Clips that come at `arrivals` (seconds, ascending), oldest first, on replicas that scale.
+    """Simulate a first-in-first-out queue of requests at `arrivals` (seconds, ascending).
 
-    A replica makes one clip at a time, in `clip_s`. Once a second the wanted number is that of the
-    clips that wait or run, within the limits; more wanted for `upscale_delay_s` starts replicas,
-    fewer for `downscale_delay_s` lets idle ones go. Raises RequestError.
+    A replica generates one clip at a time, in `clip_s`. Once a second the target is the number of
+    waiting and running clips, within the limits; a higher target for `upscale_delay_s` starts
+    replicas, a lower one for `downscale_delay_s` stops idle ones. Raises RequestError.
     """
     if not arrivals:
-        raise RequestError("arrivals: none came in the simulated time; simulate more hours")
+        raise RequestError("arrivals: no request in the simulated time; simulate more hours")
     free = [0.0] * scaling.min_replicas  # when each replica can begin its next clip
     queue: deque[float] = deque()
     waits: list[float] = []
@@ -216,7 +216,7 @@ def simulate(arrivals: Sequence[float], clip_s: float, scaling: Scaling) -> Wait
                 heapq.heappush(free, now + scaling.start_s)
             above = 0.0
         elif below >= scaling.downscale_delay_s:
-            free = _let_go(free, wanted, now)
+            free = _stop_idle(free, wanted, now)
             below = 0.0
         replica_s += len(free) * _TICK_S
     waits.sort()
@@ -230,7 +230,7 @@ def simulate(arrivals: Sequence[float], clip_s: float, scaling: Scaling) -> Wait
     )
 
 
-def _let_go(free: list[float], wanted: int, now: float) -> list[float]:
+def _stop_idle(free: list[float], wanted: int, now: float) -> list[float]:
     idle = sorted(time for time in free if time <= now)
     kept = [time for time in free if time > now] + idle[len(free) - wanted :]
     heapq.heapify(kept)

@@ -1,4 +1,4 @@
-"""What a machine needs to make clips, each looked at for real: `vidgen doctor`."""
+"""`vidgen doctor`: tests what a machine needs to generate clips."""
 
 import io
 import os
@@ -27,7 +27,7 @@ from vidgen_ray.video_io import read_video, write_video
 
 @dataclass(frozen=True)
 class Check:
-    """A finding. `ok` is None for one that neither helps nor hinders."""
+    """A result. `ok` is None for one that is only information."""
 
     name: str
     ok: bool | None
@@ -35,7 +35,7 @@ class Check:
 
 
 def examine(config: Config, *, load: bool = True) -> Iterator[Check]:
-    """Look at this machine for `config`, one check after another; `load` loads the weights."""
+    """Check this machine for `config`, one thing after another; `load` loads the weights."""
     yield Check("python", True, f"{platform.python_version()} on {platform.platform()}")
     yield from _check_torch(config)
     yield Check("ray", True, ray.__version__)
@@ -72,7 +72,7 @@ def _check_torch(config: Config) -> Iterator[Check]:
     if not torch.cuda.is_available():
         finding = "none"
         if wants_gpu:
-            finding += "; this configuration wants one (try --config nano)"
+            finding += "; this configuration needs one (try --config nano)"
         yield Check("gpu", False if wants_gpu else None, finding)
         return
     for index in range(torch.cuda.device_count()):
@@ -83,7 +83,7 @@ def _check_torch(config: Config) -> Iterator[Check]:
 
 
 def _utilisation(index: int) -> str:
-    """How busy others keep the GPU; needs the `gpu` extra."""
+    """The GPU's utilization; needs the `gpu` extra."""
     try:
         return f", {torch.cuda.utilization(index)} % busy"
     except (ModuleNotFoundError, RuntimeError):
