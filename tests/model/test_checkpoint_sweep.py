@@ -267,3 +267,24 @@ def test_what_is_not_loaded_is_not_part_of_the_fingerprint(folder: Path, tiny_fo
     assert fingerprint() == before
     edit(folder / "scheduler" / "scheduler_config.json", beta_end=0.013)
     assert fingerprint() != before
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_weights_that_do_not_fit_end_a_batch_with_the_same_error(
+    folder: Path, photo: Path, tmp_path: Path, tiny_overrides: dict[str, object]
+) -> None:
+    from rich.console import Console
+
+    from vidgen_ray.batch.driver import BatchArguments, run_batch
+    from vidgen_ray.config import load_config
+
+    edit(folder / "transformer" / "config.json", num_layers=3)
+    row = {"id": "a", "image": str(photo), "prompt": "x"}
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(row))
+    config = load_config("nano", {**tiny_overrides, "model.checkpoint": str(folder)})
+    arguments = BatchArguments(
+        **{"jobs": str(tmp_path / "jobs.jsonl"), "output": str(tmp_path / "out")},
+        **{"config": config, "config_name": "nano"},
+    )
+    with pytest.raises(ConfigError, match="missing tensors"):
+        run_batch(arguments, Console(quiet=True))

@@ -1,7 +1,9 @@
 """The dtype that `auto` becomes, and what is refused or reported about a CPU."""
 
 import logging
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,3 +62,32 @@ def test_the_5b_is_not_run_on_a_cpu_by_accident(monkeypatch: pytest.MonkeyPatch)
         require_gpu(load_config("cogvideox_5b_i2v"))
     require_gpu(load_config("nano"))
     require_gpu(load_config("cogvideox_5b_i2v", {"model.device": "cpu"}))
+
+
+def test_encoding_and_training_resolve_auto_on_the_worker(
+    monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
+) -> None:
+    from vidgen_ray.model.encoders import VideoEncoder
+    from vidgen_ray.training.worker import device_facts
+
+    monkeypatch.setattr(device, "cpu_has_bfloat16", lambda: False)
+    config = load_config("training/lora_nano", {"model.device": "cpu"})
+    assert device_facts(config, 1).dtype == "float32"
+    checkpoint = open_checkpoint(ModelConfig(checkpoint=str(tiny_folder)))
+    encoder = VideoEncoder(checkpoint, config.encoding.dtype, CPU, tiling=False)
+    assert encoder.encode_video(np.zeros((9, 64, 96, 3), np.uint8)).dtype == torch.float32
+
+
+def test_a_training_run_resumes_in_the_dtype_that_it_began_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from vidgen_ray.generation.artifacts import ArtifactStore
+    from vidgen_ray.training import driver
+
+    store = ArtifactStore(str(tmp_path))
+    store.write(driver.RUN_NAME, b'{"model.dtype": "bfloat16"}')
+    monkeypatch.setattr(driver, "committed_states", lambda _: [1])
+    driver._refuse_changed(store, {"model.dtype": "auto"})  # before a worker has resolved it
+    driver._refuse_changed(store, {"model.dtype": "bfloat16"})
+    with pytest.raises(ConfigError, match=r"model.dtype was bfloat16, is float32"):
+        driver._refuse_changed(store, {"model.dtype": "float32"})

@@ -128,8 +128,9 @@ def plan(
         _print(f"        other profiles: {', '.join(others)} (--profile)")
     cost = "" if batch.cost is None else f", costs {batch.cost:,.2f}"
     _print(
-        f"batch:  {clips} clips in {batch.wall_s / 3600:.1f} h on {batch.num_gpus} GPUs: "
-        f"{batch.gpu_hours:.1f} GPU-hours{cost}; {batch.num_score_cores} CPU cores to score"
+        f"batch:  {_count(clips, 'clip')} in {batch.wall_s / 3600:.1f} h on "
+        f"{_count(batch.num_gpus, 'GPU')}: {batch.gpu_hours:.1f} GPU-hours{cost}; "
+        f"{_count(batch.num_score_cores, 'CPU core')} to score"
     )
     if arrivals_per_hour is None:
         return
@@ -170,6 +171,10 @@ def _seconds(name: str, text: str) -> float:
     if match is None:
         raise RequestError(f"{name}: must be a number with s, m, h or d such as 24h, got {text!r}")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _print(line: str) -> None:

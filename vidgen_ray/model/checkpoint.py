@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -348,11 +348,17 @@ def _open(source: str, folder: Path, commit: str | None, weights: bool) -> Check
     if weights or partial:
         for files in checkpoint.weights.values():
             if files.unused:
-                logger.warning(
-                    "model.checkpoint: %s also holds %s, not loaded; remove what is stale",
-                    *(files.files[0].parent, ", ".join(path.name for path in files.unused)),
-                )
+                _warn_of_unused(files.unused)
     return checkpoint
+
+
+@cache  # once a process: a checkpoint is opened several times
+def _warn_of_unused(files: tuple[Path, ...]) -> None:
+    names = ", ".join(path.name for path in files)
+    logger.warning(
+        "model.checkpoint: %s also holds %s, not loaded; delete the stale files",
+        *(files[0].parent, names),
+    )
 
 
 def _check_vocabulary(checkpoint: Checkpoint, num_tokens: int) -> None:

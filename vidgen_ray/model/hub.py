@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from vidgen_ray.addresses import one_line
 from vidgen_ray.config import ModelConfig
@@ -25,7 +26,7 @@ _ADVICE = {
     "socksio": "ALL_PROXY names a SOCKS proxy: pip install socksio, or set HTTPS_PROXY",
     "ProxyError": "check HTTPS_PROXY and its user and password",
     "CERTIFICATE_VERIFY_FAILED": "set SSL_CERT_FILE to the certificates of your network",
-    "outgoing traffic has been disabled": "run `vidgen prefetch` without HF_HUB_OFFLINE first",
+    "local_files_only": "run `vidgen prefetch` without HF_HUB_OFFLINE first",
 }
 
 
@@ -55,16 +56,19 @@ def find_snapshot(
             )
         )
 
+    cached, not_cached = None, None
     try:
-        cached: Path | None = download(offline=True)
-    except Exception:  # nothing, or only a part of it
-        cached = None
+        cached = download(offline=True)
+    except Exception as error:  # nothing, or only a part of it
+        not_cached = error
     complete = cached is not None and is_complete(cached)
     if cached and (local_files_only or (complete and _COMMIT.fullmatch(model.revision or ""))):
         return cached
     try:
         return download(offline=local_files_only)
     except Exception as error:  # the hub's and httpx's errors, ImportError, OSError, ValueError
+        if not_cached and any(isinstance(each, OfflineModeIsEnabled) for each in _causes(error)):
+            error = not_cached  # names what is missing
         if cached and complete:
             logger.warning(
                 "%s: the hub did not answer (%s); the cached %s is used",

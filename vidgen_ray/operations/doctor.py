@@ -61,7 +61,7 @@ def check_weights(model: ModelConfig) -> Check:
         for files in open_checkpoint(model, local_files_only=True).weights.values()
         for path in files.unused
     ]
-    beside = f"; not loaded, remove what is stale: {', '.join(unused)}" if unused else ""
+    beside = f"; not loaded, delete the stale files: {', '.join(unused)}" if unused else ""
     return Check("weights", True, f"{model.checkpoint} is on this machine{beside}")
 
 
