@@ -19,8 +19,8 @@ from diffusers import (
 )
 from transformers import T5EncoderModel, T5Tokenizer
 
-from vidgen_ray.model.checkpoint import CARD_NAME
 from vidgen_ray.model.untrained import SCHEDULE
+from vidgen_ray.model.weights import CARD_NAME
 
 MAX_BYTES = 30_000_000
 SHIPPED_TEXTS = ("MODEL_CARD.md", "images.csv")

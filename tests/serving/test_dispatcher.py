@@ -65,7 +65,7 @@ def test_the_next_clip_is_made_while_the_last_one_is_scored(
     async def scenario() -> None:
         one_at_a_time = asyncio.Lock()  # max_ongoing_requests: 1
         both_made = asyncio.Event()
-        generator, scorer = Generator(arguments), Scorer(arguments)
+        generator, scorer = Generator(arguments, config), Scorer(arguments, config.quality)
 
         async def generate(task: ClipTask) -> GeneratorResult | None:
             async with one_at_a_time:

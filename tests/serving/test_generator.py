@@ -35,7 +35,7 @@ class Bench:
         self.photo = folder / "photo.png"
         self.photo.write_bytes(picture())
         args = {"config": "nano", "settings": settings, "database": self.url}
-        self.generator = Generator(ServingArguments.model_validate(args))
+        self.generator = Generator(ServingArguments.model_validate(args), self.config)
 
     def task(self, job_id: str, steps: int, image: Path | None = None) -> ClipTask:
         """A job that is leased."""

@@ -124,7 +124,9 @@ def generate(
     )
     tree = load_config(config, overrides)
     from vidgen_ray.generation.single import generate_clip
+    from vidgen_ray.model.device import require_gpu
 
+    require_gpu(tree)
     fields = {"image": image, "prompt": prompt, "seed": seed, "negative_prompt": negative_prompt}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=_console, transient=True) as progress:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vidgen_ray.config import Dtype, Section
+from vidgen_ray.config import DtypeSetting, Section
 from vidgen_ray.errors import DatasetError
 from vidgen_ray.schema import ClipSource
 
@@ -57,7 +57,7 @@ class EncodingSettings(Section):
     width: int
     fps: int
     image_fit: Literal["crop", "pad"]
-    dtype: Dtype
+    dtype: DtypeSetting  # of `auto`, each worker takes what fits its device
     num_noised_images: int
     vae_tiling: bool
     vae: str  # fingerprints

@@ -23,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from pydantic import ValidationError
 
+from vidgen_ray.addresses import one_line
 from vidgen_ray.errors import ArtifactError, VidgenError
 from vidgen_ray.schema import RESERVED_IDS, ArtifactRecord, GenerationRecord, Video
 from vidgen_ray.video_io import write_video
@@ -263,9 +264,8 @@ def _decode(path: str, data: bytes) -> GenerationRecord:
     try:
         return GenerationRecord.model_validate(json.loads(data))
     except (ValueError, ValidationError) as error:
-        first_line = str(error).splitlines()[0]
         raise ArtifactError(
-            f"output: {path} is not a record of this program: {first_line}; "
+            f"output: {path} is not a record of this program: {one_line(error)}; "
             "move it away, or choose another --output"
         ) from None
 

@@ -61,8 +61,11 @@ def build_app(args: ServingArguments, generator_class: type[Generator] = Generat
     ingress = serve.deployment(max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0})
     application: Application = ingress(Ingress).bind(
         arguments,
+        config,
         dispatcher(Dispatcher).bind(
-            arguments, generator(generator_class).bind(arguments), scorer(Scorer).bind(arguments)
+            arguments,
+            generator(generator_class).bind(arguments, config),
+            scorer(Scorer).bind(arguments, config.quality),
         ),
     )
     return application

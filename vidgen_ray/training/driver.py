@@ -22,7 +22,7 @@ from rich.console import Console
 from vidgen_ray.addresses import read_address
 from vidgen_ray.cluster.connect import connected
 from vidgen_ray.cluster.signals import signals_call
-from vidgen_ray.config import Config, SamplePrompt
+from vidgen_ray.config import Config, Dtype, SamplePrompt
 from vidgen_ray.encoding.shards import EncodedClips
 from vidgen_ray.errors import ConfigError, EngineError, Interrupted, RequestError
 from vidgen_ray.generation.artifacts import ArtifactStore
@@ -31,7 +31,13 @@ from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.model.lora import architecture_of
 from vidgen_ray.model.lora_file import FINAL_NAME, WEIGHTS_NAME
 from vidgen_ray.training.board import ask, make_board
-from vidgen_ray.training.estimate import Architecture, Estimate, estimate, refuse_too_large
+from vidgen_ray.training.estimate import (
+    Architecture,
+    DeviceFacts,
+    Estimate,
+    estimate,
+    refuse_too_large,
+)
 from vidgen_ray.training.journal import CSV_NAME, PLOT_NAME, Journal
 from vidgen_ray.training.schedule import Plan
 from vidgen_ray.training.state import FOLDER, StepMetrics, committed_states
@@ -90,8 +96,7 @@ def run_training(arguments: TrainingArguments, console: Console) -> None:
     store.check_writable()
     store.clear_staging()
     plan = Plan(config.training, len(clips), max(1, arguments.num_workers))
-    settings = _decisive_settings(config, plan, clips, checkpoint)
-    _refuse_changed(store, settings)
+    _refuse_changed(store, _decisive_settings(config, plan, clips, checkpoint))
     if store.read(f"{FINAL_NAME}/{WEIGHTS_NAME}") is not None:
         _say(console, f"{arguments.output} is trained already: {FINAL_NAME}/{WEIGHTS_NAME}")
         return
@@ -99,7 +104,12 @@ def run_training(arguments: TrainingArguments, console: Console) -> None:
     cluster = connected(arguments.ray_address) if arguments.num_workers else nullcontext()
     with cluster:
         _check_resources(arguments)
-        needed = _estimate(arguments, checkpoint, clips)
+        facts = _device_facts(arguments)
+        config = _with_dtype(config, facts.dtype)
+        arguments = replace(arguments, config=_with_dtype(arguments.config, facts.dtype))
+        settings = _decisive_settings(config, plan, clips, checkpoint)
+        _refuse_changed(store, settings)  # now with the dtype of the workers
+        needed = _estimate(arguments, facts, checkpoint, clips)
         _announce(plan, clips, needed, arguments, console)
         store.write("config.yaml", yaml.safe_dump(config.model_dump(mode="json")).encode())
         store.write(RUN_NAME, json.dumps(settings, indent=2).encode())
@@ -277,9 +287,10 @@ def _refuse_changed(store: ArtifactStore, settings: dict[str, Any]) -> None:
     if data is None or not committed_states(store):
         return  # a run that never came so far leaves nothing to bend
     before = json.loads(data)
+    undecided = {"model.dtype"} if settings["model.dtype"] == "auto" else set()
     changed = [
         f"{name} was {before.get(name)}, is {settings.get(name)}"
-        for name in sorted({*before, *settings})
+        for name in sorted({*before, *settings} - undecided)
         if before.get(name) != settings.get(name)
     ]
     if changed:
@@ -310,31 +321,41 @@ def _check_resources(arguments: TrainingArguments) -> None:
         )
 
 
+def _device_facts(arguments: TrainingArguments) -> DeviceFacts:
+    """The device of a worker, asked there. Raises ConfigError."""
+    config, training = arguments.config, arguments.config.training
+    if not arguments.num_workers:
+        return device_facts(config, 1)
+    task = ray.remote(num_cpus=training.num_cpus_per_worker, num_gpus=training.num_gpus_per_worker)(
+        device_facts
+    )
+    try:
+        facts: DeviceFacts = ray.get(
+            task.remote(config, arguments.num_workers), timeout=_DEVICE_WAIT_S
+        )
+    except ray.exceptions.GetTimeoutError:
+        raise ConfigError(
+            f"training.num_gpus_per_worker: the cluster had no free worker with "
+            f"{training.num_gpus_per_worker:g} GPUs for {_DEVICE_WAIT_S:g} s; add nodes, or "
+            "end what holds them"
+        ) from None
+    return facts
+
+
+def _with_dtype(config: Config, dtype: Dtype) -> Config:
+    """With the dtype that `auto` is on a worker, so that all workers train in the same one."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+
+
 def _estimate(
-    arguments: TrainingArguments, checkpoint: Checkpoint, clips: EncodedClips
+    arguments: TrainingArguments, facts: DeviceFacts, checkpoint: Checkpoint, clips: EncodedClips
 ) -> Estimate:
     """Time and memory of a step on the device of a worker. Raises ConfigError if it cannot fit."""
-    config = arguments.config
+    training = arguments.config.training
     _, num_latent_frames, height, width = clips.shape
-    sizes = architecture_of(checkpoint, config.training, num_latent_frames, height, width)
-    num_here = max(1, arguments.num_workers)
-    if arguments.num_workers:
-        training = config.training
-        task = ray.remote(
-            num_cpus=training.num_cpus_per_worker, num_gpus=training.num_gpus_per_worker
-        )(device_facts)
-        try:
-            facts = ray.get(task.remote(config, num_here), timeout=_DEVICE_WAIT_S)
-        except ray.exceptions.GetTimeoutError:
-            raise ConfigError(
-                f"training.num_gpus_per_worker: the cluster had no free worker with "
-                f"{training.num_gpus_per_worker:g} GPUs for {_DEVICE_WAIT_S:g} s; add nodes, or "
-                "end what holds them"
-            ) from None
-    else:
-        facts = device_facts(config, num_here)
-    needed = estimate(Architecture(**sizes), config.training, config.model.dtype, facts, num_here)
-    refuse_too_large(needed, facts, config.training)
+    sizes = architecture_of(checkpoint, training, num_latent_frames, height, width)
+    needed = estimate(Architecture(**sizes), training, facts, max(1, arguments.num_workers))
+    refuse_too_large(needed, facts, training)
     return needed
 
 

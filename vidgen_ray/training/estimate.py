@@ -27,11 +27,12 @@ class Architecture:
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """A device: bytes that are free, and FLOP a second of a large product in the run's dtype."""
+    """A device: free bytes, the run's dtype on it, and FLOP a second of a large product in that."""
 
     name: str
     free_bytes: int
     matmul_flops: float
+    dtype: Dtype
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,11 @@ def step_flop(architecture: Architecture, training: TrainingConfig) -> tuple[flo
 def estimate(
     architecture: Architecture,
     training: TrainingConfig,
-    dtype: Dtype,
     device: DeviceFacts,
     num_workers: int,
 ) -> Estimate:
     """The cost of a step on one of `num_workers` such devices."""
-    num_bytes = 4 if dtype == "float32" else 2
+    num_bytes = 4 if device.dtype == "float32" else 2
     copies = 4 + 4 + _MOMENT_BYTES[training.optimizer]
     copies += 4 * (training.ema_decay is not None) + 4 * (num_workers > 1)  # averages, DDP buckets
     kept = {"none": _BLOCK_TENSORS, "full": 1, "selective": 2}[training.gradient_checkpointing]

@@ -27,6 +27,7 @@ from vidgen_ray.model.device import (
     is_out_of_memory,
     matmul_flops,
     num_cores,
+    resolve_dtype,
     use_cpu,
 )
 from vidgen_ray.model.encoders import latent_scales
@@ -77,10 +78,9 @@ def device_facts(config: Config, num_workers: int) -> DeviceFacts:
     """The device that a worker here gets; workers on a CPU share the machine's memory."""
     device = choose_device(config.model.device)
     shared = num_workers if device.type == "cpu" else 1
-    dtype = getattr(torch, config.model.dtype)
-    return DeviceFacts(
-        describe_device(device), free_bytes(device) // shared, matmul_flops(device, dtype) / shared
-    )
+    dtype = resolve_dtype(config.model.dtype, device)
+    flops = matmul_flops(device, getattr(torch, dtype)) / shared
+    return DeviceFacts(describe_device(device), free_bytes(device) // shared, flops, dtype)
 
 
 def _train(job: WorkerJob) -> None:
@@ -97,7 +97,8 @@ def _train(job: WorkerJob) -> None:
     checkpoint = open_checkpoint(config.model)
     clips = EncodedClips(job.latents)
     store = ArtifactStore(job.output)
-    model = LoraTransformer(checkpoint, config.model.dtype, config.training).to(device)
+    dtype = resolve_dtype(config.model.dtype, device)
+    model = LoraTransformer(checkpoint, dtype, config.training).to(device)
     module: torch.nn.Module = model
     if num_workers > 1:
         # The buffers never change, and that of the learned positions is large.
@@ -162,7 +163,8 @@ class _Gallery:
         """Export the adapter, and make this rank's share of the samples with it."""
         trainer, training = self._trainer, self._job.config.training
         with tempfile.TemporaryDirectory() as folder:
-            file = trainer.model.export(Path(folder), self._job.config.model.dtype)
+            dtype = resolve_dtype(self._job.config.model.dtype, trainer.device)
+            file = trainer.model.export(Path(folder), dtype)
             if trainer.rank == 0:
                 self._publish(file, epoch)
             wanted = (epoch + 1) % training.sample_every_epochs == 0

@@ -8,7 +8,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
-from vidgen_ray.config import load_config
+from vidgen_ray.config import Config
 from vidgen_ray.errors import ConfigError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.serving.arguments import ServingArguments
@@ -29,11 +29,12 @@ _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 class Ingress:
     """The FastAPI application, built in the replica around its own store and files."""
 
-    def __init__(self, arguments: ServingArguments, dispatcher: DeploymentHandle) -> None:
+    def __init__(
+        self, arguments: ServingArguments, config: Config, dispatcher: DeploymentHandle
+    ) -> None:
         assert arguments.database is not None
         keys = read_keys(arguments.api_keys_file)
         _check_exposure(arguments, keys)
-        config = load_config(arguments.config, arguments.settings)
         store = JobStore(arguments.database, retention_s=arguments.retention_s)
         artifacts = ArtifactStore(arguments.output)
         intake = Intake(arguments, config, store, artifacts)
