@@ -22,7 +22,8 @@ from benchmarks.training_gpu import make_latents
 from vidgen_ray.batch.driver import BatchArguments, run_batch
 from vidgen_ray.config import load_config
 from vidgen_ray.model.checkpoint import open_checkpoint
-from vidgen_ray.training.driver import TrainingArguments, run_training
+from vidgen_ray.training.driver import run_training
+from vidgen_ray.training.run import TrainingArguments
 
 _OF_CLIPS = r"node_(gram|gpus)_\w+|vidgen_(vram|vram_allocated|peak_vram)_gb"
 _OF_TRAINING = r"vidgen_train_peak_vram_gb"

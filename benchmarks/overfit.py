@@ -22,7 +22,7 @@ from vidgen_ray.model.encoders import PromptEncoder, VideoEncoder, latent_scales
 from vidgen_ray.model.lora import LoraTransformer
 from vidgen_ray.training.loop import make_optimizer
 from vidgen_ray.training.loss import velocity_loss
-from vidgen_ray.training.samples import Sample, SampleMaker, stack
+from vidgen_ray.training.samples import Sample, SampleBuilder, stack
 
 NUM_CLIPS = 4
 FIRST_HELD_OUT = 10**6  # steps from here are drawn for measuring alone
@@ -51,10 +51,10 @@ def main() -> None:
     four, empty = encoded_clips(checkpoint, device)
     model = LoraTransformer(checkpoint, config.model.dtype, config.training).to(device)
     scales = latent_scales(checkpoint)
-    maker = SampleMaker(config.training, len(model.alphas_cumprod), *scales, empty)
+    builder = SampleBuilder(config.training, len(model.alphas_cumprod), *scales, empty)
 
     def batch(step: int) -> Sample:
-        made = [maker.make(clip, step, slot, NUM_CLIPS) for slot, clip in enumerate(four)]
+        made = [builder.build(clip, step, slot, NUM_CLIPS) for slot, clip in enumerate(four)]
         return stack(made, device)
 
     @torch.no_grad()

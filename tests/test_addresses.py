@@ -11,9 +11,14 @@ from vidgen_ray.errors import DatasetError, RequestError
 
 def test_a_file_exists_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "new/folder/summary.json"
-    with pytest.raises(RuntimeError, match="killed"), atomic_path(target) as path:
-        path.write_text("half")
-        raise RuntimeError("killed")
+
+    def write_half() -> None:
+        with atomic_path(target) as path:
+            path.write_text("half")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_half()
     assert list(target.parent.iterdir()) == []
     with atomic_path(target) as path:
         assert path.suffix == ".json"

@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 
 from vidgen_ray.config import load_config
-from vidgen_ray.encoding.driver import EncodingArguments, EncodingSummary, run_encoding
+from vidgen_ray.encoding.driver import EncodingArguments, run_encoding
+from vidgen_ray.encoding.result import EncodingSummary
 from vidgen_ray.encoding.shards import ClipEntry, EncodedClips, read_entries
 from vidgen_ray.errors import ConfigError, DatasetError
 from vidgen_ray.model.checkpoint import open_checkpoint
