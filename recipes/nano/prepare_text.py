@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("words", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--config", type=Path, default=DEFAULT)
-    parser.add_argument("--tokenizer", type=Path, help="keep this one, for weights that know it")
+    parser.add_argument("--tokenizer", type=Path, help="an existing tokenizer folder to keep")
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.config)
     words = read_words(arguments.words)

@@ -34,7 +34,7 @@ NEW_LOG_VARIANCE = -4.0  # of latent channels that a smaller VAE did not have
 def main() -> None:
     """Parse the command line and train."""
     parser = stage_parser(__doc__, "photos", "output")
-    parser.add_argument("--begin-with", type=Path, help="a VAE folder to begin with")
+    parser.add_argument("--begin-with", type=Path, help="a VAE folder to initialise from")
     a = parser.parse_args()
     train(a.photos, a.output, load_recipe(a.config), a.limit_s, a.begin_with)
 
