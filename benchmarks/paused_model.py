@@ -9,18 +9,17 @@ import os
 import time
 
 import numpy as np
-import torch
 from ray.serve import Application
 
+from vidgen_ray.cluster.clip_worker import ClipWorker
 from vidgen_ray.config import Config
-from vidgen_ray.errors import ClipCancelled
-from vidgen_ray.generation.engine import Cancelled, Generation, OnStep
-from vidgen_ray.image_io import ConditioningImage
+from vidgen_ray.generation.clip_engine import Cancelled, Generation, OnStep, StepCallbacks
+from vidgen_ray.image_io import ConditioningImage, read_image
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.schema import GenerationRequest, ModelRecord, StageTimes, Video
 from vidgen_ray.serving import app
 from vidgen_ray.serving.arguments import ServingArguments
-from vidgen_ray.serving.deployments import clip_maker, generator
+from vidgen_ray.serving.deployments import generator
 
 
 class PausedEngine:
@@ -37,23 +36,22 @@ class PausedEngine:
     def generate(
         self,
         request: GenerationRequest,
-        on_step: OnStep,
-        cancelled: Cancelled,
+        on_step: OnStep | None = None,
+        cancelled: Cancelled | None = None,
         *,
-        image: ConditioningImage,
+        image: ConditioningImage | None = None,
         timeout_s: float | None = None,
     ) -> Generation:
         """Wait, and pan."""
         start = time.perf_counter()
+        callbacks = StepCallbacks(on_step, cancelled, timeout_s)
         for step in range(request.num_inference_steps):
             time.sleep(self._step_s)
-            on_step(step + 1, request.num_inference_steps)
-            if cancelled():
-                raise ClipCancelled("the clip was cancelled by its caller")
+            callbacks.step(step + 1, request.num_inference_steps)
+        image = image or read_image(request.image, height=request.height, width=request.width)
         frames = np.stack([np.roll(image.pixels, 2 * n, 1) for n in range(request.num_frames)])
         return Generation(
             video=Video(frames, request.fps),
-            latents=torch.empty(0),
             image=image,
             model=ModelRecord(
                 checkpoint="pause",
@@ -72,16 +70,18 @@ class PausedEngine:
             device="none",
         )
 
+    def close(self) -> None:
+        """There is nothing to free."""
+
 
 class Generator(generator.Generator):
     """The deployment, with the pause."""
 
-    def __init__(self, arguments: ServingArguments) -> None:
-        clip_maker.open_engine = PausedEngine  # type: ignore[assignment]
-        super().__init__(arguments)
+    def open_worker(self, config: Config) -> ClipWorker:
+        """A worker around the pause."""
+        return ClipWorker(config, "serving", PausedEngine(config))
 
 
 def build_app(args: ServingArguments) -> Application:
     """As the real one."""
-    app.Generator = Generator  # type: ignore[misc]
-    return app.build_app(args)
+    return app.bind_deployments(args, Generator)

@@ -35,10 +35,10 @@ SPANS = (
     (
         "a clip in its Generator",
         "clip started",
-        "clip made",
+        "clip generated",
         {"load", "text", "image_encode", "denoise", "decode"},
     ),
-    ("from made to settled", "clip made", "clip settled", {"score", "save"}),
+    ("from made to settled", "clip generated", "clip committed", {"score", "save"}),
 )
 ROWS: list[tuple[str, str]] = []
 
@@ -92,7 +92,7 @@ def clip_times(server: int) -> tuple[dict[str, dict[str, float]], list[list[str]
             entry = json.loads(line) if '"message": "clip ' in line else {}
             if "video_id" in entry:
                 times[entry["video_id"]][entry["message"]] = entry["timestamp_ns"] / 1e9
-                if entry["message"] == "clip made":
+                if entry["message"] == "clip generated":
                     makers[log.name].append(entry["video_id"])
     return times, list(makers.values())
 
@@ -116,10 +116,10 @@ def between_clips(url: str, server: int, video_ids: list[str]) -> None:
         note(f"{name}, median", text)
     pairs = [pair for made in makers for pair in pairwise(made) if set(pair) <= set(done)]
     if pairs:
-        idle = [1000 * (times[b]["clip started"] - times[a]["clip made"]) for a, b in pairs]
+        idle = [1000 * (times[b]["clip started"] - times[a]["clip generated"]) for a, b in pairs]
         text = f"median {statistics.median(idle):.0f} ms, most {max(idle):.0f} ms"
         note("Generator idle between clips", text)
-        early = sum(times[b]["clip started"] < times[a]["clip settled"] for a, b in pairs)
+        early = sum(times[b]["clip started"] < times[a]["clip committed"] for a, b in pairs)
         note("clips begun before the last one was settled", f"{early} of {len(pairs)}")
 
 

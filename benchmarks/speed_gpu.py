@@ -33,13 +33,14 @@ from vidgen_ray.config import Config, Profile, load_config
 from vidgen_ray.generation.comparison import psnr_db
 from vidgen_ray.generation.engine import Engine
 from vidgen_ray.model import denoiser
-from vidgen_ray.model.attention import JointAttention, attend, choose_attention, joint_rotary
+from vidgen_ray.model.attention import JointAttention, joint_rotary
+from vidgen_ray.model.attention_kernels import attention_kernel, choose_attention
 from vidgen_ray.model.checkpoint import load_pipeline, open_checkpoint
 from vidgen_ray.model.decoder import fuse_decoder
 from vidgen_ray.model.flops import count_flops, matrix_rate
 from vidgen_ray.model.parallel import join, leave
 from vidgen_ray.model.quantization import FLOAT8, EightBitLinear, quantize_linears
-from vidgen_ray.model.step_cache import Agree, StepCache
+from vidgen_ray.model.step_cache import AllReduce, StepCache
 from vidgen_ray.model.untrained import ARCHITECTURES, make_checkpoint
 from vidgen_ray.schema import BenchmarkRow, GenerationRequest, resolve_request
 
@@ -109,12 +110,12 @@ def kernels(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figure
 
     inputs = torch.randn(3, 2, tokens, heads, head_dim, device=DEVICE, dtype=DTYPE).unbind(0)
     few = [tensor[:, :, :2].contiguous() for tensor in inputs]
-    expected = attend("native")(*(tensor.float() for tensor in few))
+    expected = attention_kernel("native")(*(tensor.float() for tensor in few))
     attention_flop = 4 * 2 * tokens**2 * width
     for name in ("native", "cudnn", "flash3", "flash3_fp8"):
         try:
             choose_attention(name, DEVICE, "bfloat16")  # type: ignore[arg-type]
-            kernel = attend(name)  # type: ignore[arg-type]
+            kernel = attention_kernel(name)  # type: ignore[arg-type]
             error = float((kernel(*few).float() - expected).norm() / expected.norm())
             milliseconds = _time(partial(kernel, *inputs))
         except Exception as problem:
@@ -490,8 +491,10 @@ class CountedCache(StepCache):
     Random weights change more from step to step than trained ones, and leave out none.
     """
 
-    def __init__(self, num_computed: int, num_steps: int, _: float, agree: Agree | None) -> None:
-        super().__init__(float("inf"), agree)
+    def __init__(
+        self, num_computed: int, num_steps: int, _: float, all_reduce: AllReduce | None
+    ) -> None:
+        super().__init__(float("inf"), all_reduce)
         self._computed = {index * num_steps // num_computed for index in range(num_computed)}
 
     def lookup(self, first: torch.Tensor) -> torch.Tensor | None:

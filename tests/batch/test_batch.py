@@ -67,6 +67,12 @@ class Desk:
             if path.stem not in {"status", "summary"}
         }
 
+    def figures(self) -> dict[str, Any]:
+        """The summary, but for the run that wrote it."""
+        summary: dict[str, Any] = json.loads((self.output / "summary.json").read_text())
+        del summary["run_id"]
+        return summary
+
 
 @pytest.fixture
 def desk(tmp_path: Path, tiny_overrides: dict[str, object]) -> Desk:
@@ -132,9 +138,10 @@ def test_a_batch_leaves_clips_records_manifest_and_report(desk: Desk) -> None:
 
 def test_a_rerun_makes_nothing_twice_and_refuses_changed_content(finished: Desk) -> None:
     desk = finished
-    before = desk.files()
+    before, figures = desk.files(), desk.figures()
     assert desk.run({"batch.max_workers": 2, "model.offload": "model"}) == 0
     assert desk.files() == before
+    assert desk.figures() == figures
     assert "0 of 2 clips to make" in desk.said
     desk.write_jobs(
         {"id": "a", "image": "a.png", "prompt": "tilt up", "metadata": {"desk": "city"}},
@@ -156,6 +163,7 @@ def test_a_rerun_makes_the_same_clip_again_where_one_is_gone(finished: Desk) -> 
     assert desk.run() == 0
     assert "1 of 2 clips to make" in desk.said
     assert (desk.output / "a.mp4").read_bytes() == before
+    assert desk.figures()["made"] == 3
 
 
 @pytest.mark.parametrize(("address", "first"), [(None, "checking"), ("auto", "connecting to Ray")])

@@ -55,7 +55,7 @@ def test_a_busy_head_is_waited_for_and_one_that_is_gone_is_not(silent: RunProgre
 
 
 def test_patience_ends(silent: RunProgress) -> None:
-    silent._heard = time.monotonic() - progress._PATIENCE_S - 1
+    silent._heard = time.monotonic() - progress._NO_ANSWER_S - 1
     with socket.create_server(("127.0.0.1", 0)) as head:
         silent._head = f"127.0.0.1:{head.getsockname()[1]}"
         with pytest.raises(Ended):

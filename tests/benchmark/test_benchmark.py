@@ -71,7 +71,7 @@ def test_profiles_are_measured_against_a_plain_call(
         row = rows[name]
         assert row.seconds["total"].least <= row.seconds["total"].median
         assert row.clips_per_hour == pytest.approx(3600 / row.seconds["total"].median)
-        assert clips[name].frames.shape == (9, 64, 96, 3)
+        assert clips[name].video.frames.shape == (9, 64, 96, 3)
     assert set(rows["baseline"].seconds) == {
         "text_s", "image_encode_s", "denoise_s", "decode_s", "total"
     }  # fmt: skip

@@ -33,7 +33,7 @@ def test_workers_leave_a_cpu_to_score(
 ) -> None:
     # Stands in for clusters that this machine cannot be.
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    monkeypatch.setattr("vidgen_ray.cluster.connect._ray_is_ours", lambda: False)
+    monkeypatch.setattr("vidgen_ray.cluster.connect._ray_started_here", lambda: False)
     assert pool_size(BatchConfig(**settings), num_clips=100, reserved_cpus=1) == expected
 
 

@@ -10,10 +10,21 @@ import pytest
 from vidgen_ray.addresses import read_address
 from vidgen_ray.config import load_config
 from vidgen_ray.errors import ArtifactError
-from vidgen_ray.generation import attempt as attempts
 from vidgen_ray.generation.artifacts import DISCLOSURE, ArtifactStore
+from vidgen_ray.generation.attempt import Attempt, FailedAttempt, ScoredAttempt
+from vidgen_ray.generation.clip_engine import Generation
+from vidgen_ray.generation.commit import commit_or_retry
 from vidgen_ray.generation.scoring import score_video
-from vidgen_ray.schema import GenerationRecord, TemporalScore, Video, resolve_request
+from vidgen_ray.image_io import ConditioningImage
+from vidgen_ray.schema import (
+    ErrorRecord,
+    GenerationRecord,
+    ModelRecord,
+    StageTimes,
+    TemporalScore,
+    Video,
+    resolve_request,
+)
 from vidgen_ray.video_io import read_video
 
 
@@ -29,13 +40,41 @@ def measured_score() -> TemporalScore:
     return score_video(Video(np.stack([np.roll(texture, shift, 1) for shift in range(4)]), 8))
 
 
-def make_record(attempt: int = 1, status: str = "accepted", score: float = 0.9) -> GenerationRecord:
+def make_attempt(number: int = 1, content_hash: str = "hash") -> Attempt:
     fields = {"id": "a", "image": "a.png", "prompt": "push in", "seed": 3}
-    record = attempts.begin(resolve_request(fields, load_config("nano")), attempt, "hash", "run")
-    if status in {"failed", "quarantined"}:
-        return attempts.failed(record, "EngineError", "it broke", "generate", status)  # type: ignore[arg-type]
-    scored = measured_score().model_copy(update={"score": score})
-    return record.model_copy(update={"status": status, "score": scored})
+    return Attempt(resolve_request(fields, load_config("nano")), number, "run", content_hash)
+
+
+def scored(
+    number: int = 1, score: float = 0.9, reasons: tuple[str, ...] = (), **more: str
+) -> ScoredAttempt:
+    """An attempt with a clip of a shade of its own; rejected where there are reasons."""
+    model = ModelRecord(
+        checkpoint="c",
+        fingerprint="f",
+        trained=True,
+        dtype="float32",
+        scheduler="s",
+        offload="none",
+        vae_tiling=False,
+    )
+    image = ConditioningImage(np.zeros((32, 48, 3), np.uint8), "sha", 48, 32)
+    generation = Generation(
+        make_video(number * 40), image, model, None, StageTimes(), None, {}, "cpu"
+    )
+    measured = measured_score().model_copy(update={"score": score})
+    return ScoredAttempt(
+        make_attempt(number, **more), generation, {}, measured, list(reasons), score_s=0.1
+    )
+
+
+def rejected(number: int, score: float, **more: str) -> ScoredAttempt:
+    return scored(number, score, ("the motion jumps",), **more)
+
+
+def failed(number: int = 1) -> FailedAttempt:
+    error = ErrorRecord(kind="EngineError", message="it broke", stage="generate")
+    return FailedAttempt(make_attempt(number), error)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -48,8 +87,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
 
 def test_a_committed_clip_is_read_back(store: ArtifactStore) -> None:
     store.check_writable()
-    final = attempts.settle(store, make_record(), make_video(), 1)
-    assert final is not None
+    final = commit_or_retry(store, scored(), 1).record
     assert final.artifact is not None
     assert (final.artifact.filename, final.artifact.num_frames) == ("a.mp4", 3)
     assert final.stages.save_s is not None
@@ -64,7 +102,7 @@ def test_a_committed_clip_is_read_back(store: ArtifactStore) -> None:
 
 
 def test_a_clip_cut_short_is_no_clip(store: ArtifactStore) -> None:
-    attempts.settle(store, make_record(), make_video(), 1)
+    commit_or_retry(store, scored(), 1)
     store.write("a.mp4", b"short")
     assert store.read_records() == {}
 
@@ -72,12 +110,14 @@ def test_a_clip_cut_short_is_no_clip(store: ArtifactStore) -> None:
 def test_the_best_of_rejected_attempts_is_kept(store: ArtifactStore) -> None:
     scores = {1: 0.3, 2: 0.5, 3: 0.4}
     for attempt in (1, 2):
-        record = make_record(attempt, "needs_review", scores[attempt])
-        assert attempts.settle(store, record, make_video(attempt * 40), 3) is None
+        retry = commit_or_retry(store, rejected(attempt, scores[attempt]), 3).retry
+        assert retry is not None
+        assert retry.number == attempt + 1
     assert store.read_records() == {}
     assert store.ids_with_attempts() == ["a"]
-    final = attempts.settle(store, make_record(3, "needs_review", 0.4), make_video(120), 3)
-    assert final is not None
+    result = commit_or_retry(store, rejected(3, 0.4), 3)
+    final = result.record
+    assert result.retry is None
     assert (final.status, final.attempt) == ("needs_review", 2)
     assert [entry.temporal_score for entry in final.attempts] == [0.3, 0.5, 0.4]
     assert store.ids_with_attempts() == []
@@ -90,26 +130,22 @@ def test_the_best_of_rejected_attempts_is_kept(store: ArtifactStore) -> None:
 
 
 def test_an_accepted_attempt_wins_over_earlier_ones(store: ArtifactStore) -> None:
-    attempts.settle(store, make_record(1, "needs_review", 0.5), make_video(), 3)
-    final = attempts.settle(store, make_record(2, "accepted", 0.9), make_video(), 3)
-    assert final is not None
+    commit_or_retry(store, rejected(1, 0.5), 3)
+    final = commit_or_retry(store, scored(2, 0.9), 3).record
     assert (final.status, final.attempt, len(final.attempts)) == ("accepted", 2, 2)
 
 
 def test_a_failed_attempt_after_a_rejected_one_keeps_that_clip(store: ArtifactStore) -> None:
-    attempts.settle(store, make_record(1, "needs_review", 0.5), make_video(), 3)
-    final = attempts.settle(store, make_record(2, "failed"), None, 3)
-    assert final is not None
+    commit_or_retry(store, rejected(1, 0.5), 3)
+    final = commit_or_retry(store, failed(2), 3).record
     assert final.status == "needs_review"
     assert final.artifact is not None
     assert "attempt 2 failed: it broke" in final.reasons
 
 
 def test_attempts_at_other_content_do_not_count(store: ArtifactStore) -> None:
-    other = make_record(1, "needs_review", 0.99).model_copy(update={"content_hash": "other"})
-    attempts.settle(store, other, make_video(), 3)
-    final = attempts.settle(store, make_record(3, "needs_review", 0.1), make_video(), 3)
-    assert final is not None
+    commit_or_retry(store, rejected(1, 0.99, content_hash="other"), 3)
+    final = commit_or_retry(store, rejected(3, 0.1), 3).record
     assert (final.attempt, len(final.attempts)) == (3, 1)
 
 
@@ -151,7 +187,7 @@ def test_records_of_any_age_are_read(tmp_path: Path) -> None:
 
 def test_one_record_is_read_by_its_id(store: ArtifactStore) -> None:
     assert store.read_record("a") is None
-    committed = attempts.settle(store, make_record(), make_video(), max_attempts=1)
+    committed = commit_or_retry(store, scored(), max_attempts=1).record
     assert store.read_record("a") == committed
     store.write("a.mp4", b"cut short")
     assert store.read_record("a") is None
@@ -160,8 +196,8 @@ def test_one_record_is_read_by_its_id(store: ArtifactStore) -> None:
 
 
 def test_a_clip_is_removed_with_all_that_is_its_own(store: ArtifactStore, tmp_path: Path) -> None:
-    attempts.settle(store, make_record(), make_video(), max_attempts=1)
-    attempts.settle(store, make_record(status="needs_review"), make_video(), max_attempts=2)
+    commit_or_retry(store, scored(), max_attempts=1)
+    commit_or_retry(store, rejected(1, 0.5), max_attempts=2)
     store.write_thumbnail("a", make_video().frames[0])
     store.write("b.mp4", b"another")
     store.fetch("a.mp4", tmp_path / "copy.mp4")

@@ -43,6 +43,6 @@ def test_a_clip_of_another_picture_is_not_accepted(picture: np.ndarray) -> None:
     other = score_video(Video(frames, 8), image=picture[::-1])
     assert judge(own, QualityConfig())[0] == "accepted"
     verdict, reasons = judge(other, QualityConfig())
-    assert verdict == "retry"
+    assert verdict == "rejected"
     assert "the first frame is not the photo" in reasons[0]
     assert score_video(Video(frames, 8)).image_match_db is None

@@ -217,8 +217,8 @@ def test_error_stands_in_place_of_the_clip_with_the_image_where_there_is_one() -
 
 def test_card_shows_score_threshold_attempts_reasons_and_time() -> None:
     attempts = [
-        AttemptRecord(attempt=1, seed=11, temporal_score=None, verdict="retry"),
-        AttemptRecord(attempt=2, seed=12, temporal_score=0.5984, verdict="needs_review"),
+        AttemptRecord(attempt=1, seed=11, temporal_score=None, verdict="rejected"),
+        AttemptRecord(attempt=2, seed=12, temporal_score=0.5984, verdict="rejected"),
     ]
     record = clip(
         "a", 0.5984, status="needs_review", attempt=2, attempts=attempts, reasons=["it jumps"]

@@ -54,7 +54,7 @@ def test_steady_clip_is_accepted_without_reasons() -> None:
 )
 def test_each_defect_is_rejected_in_plain_words(measured: dict[str, object], words: str) -> None:
     verdict, reasons = judge(clip(**measured), QualityConfig())
-    assert verdict == "retry"
+    assert verdict == "rejected"
     assert len(reasons) == 1
     assert words in reasons[0]
 
@@ -67,7 +67,7 @@ def test_every_defect_is_named() -> None:
 def test_texture_change_and_wobble_share_one_limit() -> None:
     for measured in ({"texture_change": 2.0}, {"wobble_px": 0.06}):
         assert judge(clip(**measured), QualityConfig())[0] == "accepted"
-    assert judge(clip(texture_change=2.0, wobble_px=0.06), QualityConfig())[0] == "retry"
+    assert judge(clip(texture_change=2.0, wobble_px=0.06), QualityConfig())[0] == "rejected"
 
 
 def test_fast_motion_that_keeps_its_direction_is_not_disorder() -> None:
@@ -97,7 +97,7 @@ def test_what_could_not_be_measured_is_no_reason() -> None:
 
 def test_thresholds_come_from_the_configuration() -> None:
     strict = QualityConfig(min_temporal_score=0.95)
-    assert judge(GOOD, strict)[0] == "retry"
+    assert judge(GOOD, strict)[0] == "rejected"
 
 
 def test_still_clips_pass_where_they_are_allowed() -> None:

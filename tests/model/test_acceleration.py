@@ -48,7 +48,7 @@ def test_auto_offload_goes_by_the_free_vram(
     assert (options.offload, options.vae_tiling) == (offload, vae_tiling)
 
 
-def test_what_is_set_is_not_chosen(full_size: Checkpoint) -> None:
+def test_explicit_options_are_kept(full_size: Checkpoint) -> None:
     model = ModelConfig(offload="sequential", vae_tiling=False)
     options = choose_options(model, full_size, torch.device("cuda"), NUM_PIXELS, int(140e9))
     assert (options.offload, options.vae_tiling) == ("sequential", False)
@@ -83,15 +83,15 @@ def test_8_bit_linears_leave_room_for_the_text_encoder(full_size: Checkpoint) ->
     assert 4e9 < needs["exact"] - needs["fp8"] < 5.6e9
 
 
-def test_what_cannot_go_together_is_refused(full_size: Checkpoint) -> None:
+def test_incompatible_options_are_refused(full_size: Checkpoint) -> None:
     profile = Profile(linears="fp8_weights", offload="sequential", attention="native")
-    with pytest.raises(ConfigError, match="offload: sequential goes with neither compile nor"):
+    with pytest.raises(ConfigError, match="offload: sequential supports neither compile nor"):
         choose_options(
             ModelConfig(), full_size, torch.device("cuda"), NUM_PIXELS, int(12e9), profile
         )
 
 
-def test_auto_compiles_on_a_gpu_whose_weights_stay_and_nowhere_else(
+def test_auto_compiles_only_on_a_gpu_with_resident_weights(
     full_size: Checkpoint,
 ) -> None:
     profile = Profile(compile="auto", attention="native")
@@ -105,5 +105,5 @@ def test_auto_compiles_on_a_gpu_whose_weights_stay_and_nowhere_else(
     assert compiled == [True, False]
     assert on_cpu.speedups is not None
     assert not on_cpu.speedups.compile
-    assert resident.folds_adapters
-    assert not streamed.folds_adapters
+    assert resident.fuses_adapters
+    assert not streamed.fuses_adapters

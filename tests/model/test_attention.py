@@ -1,4 +1,4 @@
-"""Every attention option computes diffusers' attention; what is not there is said, not guessed."""
+"""Every attention option computes diffusers' attention; a missing kernel is reported."""
 
 import importlib.util
 
@@ -7,13 +7,12 @@ import torch
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 
 from vidgen_ray.errors import ConfigError
-from vidgen_ray.model.attention import (
-    JointAttention,
-    attend,
+from vidgen_ray.model.attention import JointAttention, joint_rotary
+from vidgen_ray.model.attention_kernels import (
+    attention_kernel,
     choose_attention,
-    joint_rotary,
+    hadamard_rotate,
     quantize_heads,
-    spread,
 )
 
 CPU = torch.device("cpu")
@@ -26,7 +25,7 @@ def rotary_tables() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_block_gives_what_it_gives_in_diffusers(compiled: bool) -> None:
+def test_a_block_matches_diffusers(compiled: bool) -> None:
     torch.manual_seed(0)
     block = CogVideoXBlock(32, 2, 16, 16).eval()
     video, text = torch.randn(2, NUM_VIDEO, 32), torch.randn(2, NUM_TEXT, 32)
@@ -41,7 +40,7 @@ def test_a_block_gives_what_it_gives_in_diffusers(compiled: bool) -> None:
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_auto_falls_back_to_what_the_machine_has_and_a_named_kernel_does_not() -> None:
+def test_auto_falls_back_but_an_explicit_kernel_raises() -> None:
     for name in ("auto", "auto_fp8"):
         assert choose_attention(name, CPU, "bfloat16") == ("native", None)  # type: ignore[arg-type]
     for name in ("cudnn", "flash3", "flash3_fp8"):
@@ -49,7 +48,7 @@ def test_auto_falls_back_to_what_the_machine_has_and_a_named_kernel_does_not() -
             choose_attention(name, CPU, "bfloat16")  # type: ignore[arg-type]
 
 
-def test_heads_in_8_bits_keep_their_numbers_to_a_sixteenth() -> None:
+def test_float8_heads_have_a_relative_error_below_a_sixteenth() -> None:
     torch.manual_seed(0)
     tensor = torch.randn(2, 24, 3, 16) * torch.tensor([1e-3, 1.0, 300.0])[:, None]
     rounded, scale = quantize_heads(tensor)
@@ -60,32 +59,37 @@ def test_heads_in_8_bits_keep_their_numbers_to_a_sixteenth() -> None:
     assert (error > 1e-3).all()
 
 
-def test_spread_heads_attend_alike_and_lose_less_in_8_bits() -> None:
+def test_hadamard_rotation_keeps_attention_and_halves_the_error_in_8_bits() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 200, 3, 64).unbind(0)
-    query[..., 7] *= 20  # as in trained models: one channel of a head is large
+    query[..., 7] *= 20  # an outlier channel, as trained models have
     key[..., 7] = 0.3 * key[..., 7] + 5
-    exact = attend("native")
+    exact = attention_kernel("native")
     expected = exact(query, key, value)
-    torch.testing.assert_close(exact(*spread(query, key), value), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        exact(*hadamard_rotate(query, key), value), expected, atol=1e-4, rtol=1e-4
+    )
 
-    def error(query: torch.Tensor, key: torch.Tensor, *, centred: bool) -> float:
-        parts = [quantize_heads(query), quantize_heads(key, centred=centred)]
+    def error(query: torch.Tensor, key: torch.Tensor, *, subtract_mean: bool) -> float:
+        parts = [quantize_heads(query), quantize_heads(key, subtract_mean=subtract_mean)]
         rounded = [part.float() * scale[:, None, :, None] for part, scale in parts]
         return float((exact(*rounded, value) - expected).norm() / expected.norm())
 
-    assert error(*spread(query, key), centred=True) < error(query, key, centred=False) / 2
+    assert (
+        error(*hadamard_rotate(query, key), subtract_mean=True)
+        < error(query, key, subtract_mean=False) / 2
+    )
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("shape", [(2, 1111, 48, 64), (1, 17, 3, 64)])
-def test_the_gpu_rounds_heads_to_the_same_numbers(shape: tuple[int, ...]) -> None:
+def test_heads_quantize_alike_on_gpu_and_cpu(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     tensor = (torch.randn(shape) * torch.randn(shape[2:]).exp() + torch.randn(shape[2:])).bfloat16()
-    for centred in (False, True):
-        expected, expected_scale = quantize_heads(tensor, centred=centred)
-        rounded, scale = quantize_heads(tensor.cuda(), centred=centred)
+    for subtract_mean in (False, True):
+        expected, expected_scale = quantize_heads(tensor, subtract_mean=subtract_mean)
+        rounded, scale = quantize_heads(tensor.cuda(), subtract_mean=subtract_mean)
         torch.testing.assert_close(scale.cpu(), expected_scale, rtol=1e-5, atol=0)
         assert (rounded.cpu().float() != expected.float()).float().mean() < 1e-3
 
@@ -106,8 +110,8 @@ def test_kernels_agree_with_float32(name: str, dtype: torch.dtype, limit: float)
         pytest.skip("needs fa3-fwd")
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 1111, 6, 64, device="cuda").unbind(0)
-    expected = attend("native")(query, key, value)
-    kernel = torch.compile(attend(name), fullgraph=True, dynamic=False)  # type: ignore[arg-type]
-    for call in (attend(name), kernel):  # type: ignore[arg-type]
+    expected = attention_kernel("native")(query, key, value)
+    kernel = torch.compile(attention_kernel(name), fullgraph=True, dynamic=False)  # type: ignore[arg-type]
+    for call in (attention_kernel(name), kernel):  # type: ignore[arg-type]
         ours = call(query.to(dtype), key.to(dtype), value.to(dtype)).float()
         assert (ours - expected).norm() / expected.norm() < limit

@@ -1,4 +1,4 @@
-"""Ranks together make the clip of one alone: guidance, sequence, both, over gloo on the CPU."""
+"""CFG and Ulysses parallelism match a single rank, over gloo on the CPU."""
 
 import multiprocessing
 import socket
@@ -15,7 +15,7 @@ from vidgen_ray.errors import ConfigError
 from vidgen_ray.generation.engine import Engine
 from vidgen_ray.model.attention import joint_rotary
 from vidgen_ray.model.denoiser import Denoiser
-from vidgen_ray.model.parallel import Ranks, join, leave
+from vidgen_ray.model.parallel import RankMesh, join, leave
 from vidgen_ray.schema import resolve_request
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def free_address() -> str:
 
 
 def on_ranks(size: int, work: Callable[..., None], *arguments: object) -> None:
-    """Run `work(ranks, *arguments)` in `size` processes that have joined."""
+    """Run `work(mesh, *arguments)` in `size` processes that joined one group."""
     multiprocessing.set_forkserver_preload(["vidgen_ray.generation.engine"])  # imported once
     start = (size, free_address(), work, arguments)
     mp.start_processes(_run, start, nprocs=size, start_method="forkserver")
@@ -75,57 +75,55 @@ def inputs(batch: int) -> dict[str, torch.Tensor | tuple[torch.Tensor, torch.Ten
     }
 
 
-def agrees_with_diffusers(ranks: Ranks, num_heads: int, batch: int, step_cache: float) -> None:
+def agrees_with_diffusers(mesh: RankMesh, num_heads: int, batch: int, step_cache: float) -> None:
     transformer = make_transformer(num_heads)
     with torch.no_grad():
         expected = transformer(**inputs(batch)).sample
-        denoiser = Denoiser(transformer, "native", step_cache, ranks)
+        denoiser = Denoiser(transformer, "native", step_cache, mesh)
         denoiser.begin()
         for _ in range(2):
             ours = transformer(**inputs(batch)).sample
             torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
-    assert denoiser.num_computed == 1  # the second step is the same, and all ranks know it
+    assert denoiser.num_computed == 1  # the second step is equal, and all ranks reuse the residual
 
 
-def agrees_guided_and_not(ranks: Ranks, num_heads: int) -> None:
-    agrees_with_diffusers(ranks, num_heads, 2, 0.1)
-    agrees_with_diffusers(ranks, num_heads, 1, 0.1)
-    assert ranks.any(ranks.rank == 1)
-    assert not ranks.any(False)
+def agrees_guided_and_not(mesh: RankMesh, num_heads: int) -> None:
+    agrees_with_diffusers(mesh, num_heads, 2, 0.1)
+    agrees_with_diffusers(mesh, num_heads, 1, 0.1)
+    assert mesh.any(mesh.rank == 1)
+    assert not mesh.any(False)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("size", "num_heads"), [(2, 4), (4, 4), (8, 4)], ids=["guidance", "2x2", "2x4"]
-)
-def test_ranks_compute_what_diffusers_computes(size: int, num_heads: int) -> None:
+@pytest.mark.parametrize(("size", "num_heads"), [(2, 4), (4, 4), (8, 4)], ids=["cfg", "2x2", "2x4"])
+def test_ranks_match_diffusers(size: int, num_heads: int) -> None:
     on_ranks(size, agrees_guided_and_not, num_heads)
 
 
-def unguided(ranks: Ranks) -> None:
-    assert ranks.sequence.size == ranks.size
-    agrees_guided_and_not(ranks, 4)
+def unguided(mesh: RankMesh) -> None:
+    assert mesh.ulysses.size == mesh.size
+    agrees_guided_and_not(mesh, 4)
 
 
-def test_without_guidance_all_ranks_share_the_sequence() -> None:
+def test_unguided_clips_use_ulysses_on_all_ranks() -> None:
     on_ranks(2, unguided)
 
 
-def three(ranks: Ranks) -> None:
-    agrees_guided_and_not(ranks, 3)
-    with pytest.raises(ConfigError, match=r"gpus_per_clip: 3 makes 3 sequence ranks, .* 4 heads"):
-        Denoiser(make_transformer(4), "native", None, ranks)
+def three(mesh: RankMesh) -> None:
+    agrees_guided_and_not(mesh, 3)
+    with pytest.raises(ConfigError, match=r"gpus_per_clip: 3 makes 3 Ulysses ranks, .* 4 heads"):
+        Denoiser(make_transformer(4), "native", None, mesh)
 
 
-def test_an_odd_number_shares_the_sequence_alone_where_the_heads_allow() -> None:
+def test_an_odd_number_of_ranks_uses_ulysses_alone_if_the_heads_divide() -> None:
     on_ranks(3, three)
 
 
-def compiled_agrees(ranks: Ranks) -> None:
+def compiled_agrees(mesh: RankMesh) -> None:
     transformer = make_transformer(4)
     with torch.no_grad():
         expected = transformer(**inputs(2)).sample
-        Denoiser(transformer, "native", None, ranks)
+        Denoiser(transformer, "native", None, mesh)
         for block in transformer.transformer_blocks:
             block.compile(fullgraph=True, dynamic=False)
         ours = transformer(**inputs(2)).sample
@@ -133,21 +131,21 @@ def compiled_agrees(ranks: Ranks) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_blocks_exchange_their_tokens() -> None:
+def test_compiled_blocks_match_diffusers() -> None:
     on_ranks(4, compiled_agrees)
 
 
-def makes_the_same_clip(ranks: Ranks, overrides: dict, photo: str, folder: str) -> None:
+def makes_the_same_clip(mesh: RankMesh, overrides: dict, photo: str, folder: str) -> None:
     config = load_config("nano", overrides)
     fields = {"id": "a", "image": photo, "prompt": "slow push in", "seed": 3}
     profiles = [{}, {"mode": "optimized", "profile": "tiled"}]
-    together = Engine(config, ranks)
-    alone = Engine(config) if ranks.rank == 0 else None
+    together = Engine(config, mesh)
+    alone = Engine(config) if mesh.rank == 0 else None
     for profile in profiles:
         request = resolve_request({**fields, **profile}, config)
         made = together.generate(request)
         assert made.model.acceleration is not None
-        assert made.model.acceleration.ranks == ranks.size
+        assert made.model.acceleration.ranks == mesh.size
         if alone is not None:
             expected = alone.generate(request)
             torch.testing.assert_close(made.latents, expected.latents, atol=1e-4, rtol=1e-4)
@@ -156,14 +154,14 @@ def makes_the_same_clip(ranks: Ranks, overrides: dict, photo: str, folder: str) 
 
 
 @pytest.mark.thorough
-def test_an_engine_on_ranks_makes_the_clip_of_one_device(
+def test_an_engine_on_ranks_matches_one_device(
     tiny_overrides: dict[str, object], photo: Path, tmp_path: Path
 ) -> None:
     overrides = {**tiny_overrides, "profiles": {"exact": {}, "tiled": {"vae_tiling": True}}}
     on_ranks(4, makes_the_same_clip, overrides, str(photo), str(tmp_path))
 
 
-def test_text_before_video_is_turned_by_nothing() -> None:
+def test_text_tokens_get_an_identity_rotation() -> None:
     cos, sin = joint_rotary((torch.zeros(3, 4), torch.ones(3, 4)), 2) or (None, None)
     assert cos is not None
     assert sin is not None

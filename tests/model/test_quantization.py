@@ -1,4 +1,4 @@
-"""8-bit linears are as near to float32 as their rounding allows, and take new weights in place."""
+"""8-bit linears match float32 up to the rounding, and accept new weights in place."""
 
 from types import SimpleNamespace
 
@@ -11,10 +11,10 @@ from vidgen_ray.config import Linears
 from vidgen_ray.model.quantization import (
     FLOAT8,
     EightBitLinear,
-    quantize_gelu_rows,
+    gelu_quantize_rows,
     quantize_linears,
     quantize_rows,
-    scaled_product,
+    scaled_matmul,
 )
 from vidgen_ray.model.untrained import ARCHITECTURES
 
@@ -29,38 +29,38 @@ def relative_error(ours: torch.Tensor, expected: torch.Tensor) -> float:
     return float((ours.float() - expected.float()).norm() / expected.float().norm())
 
 
-@pytest.mark.parametrize("storage", [FLOAT8, torch.int8])
-def test_the_product_is_that_of_the_rounded_numbers(
-    linear: nn.Linear, storage: torch.dtype
+@pytest.mark.parametrize("dtype", [FLOAT8, torch.int8])
+def test_the_product_is_exact_for_the_quantized_values(
+    linear: nn.Linear, dtype: torch.dtype
 ) -> None:
-    rows, scale = quantize_rows(torch.randn(7, 64) * torch.logspace(-4, 4, 7)[:, None], storage)
-    weight, weight_scale = quantize_rows(linear.weight.detach(), storage)
+    rows, scale = quantize_rows(torch.randn(7, 64) * torch.logspace(-4, 4, 7)[:, None], dtype)
+    weight, weight_scale = quantize_rows(linear.weight.detach(), dtype)
     exact = nn.functional.linear(
         rows.double() * scale.double(),
         weight.double() * weight_scale.double(),
         linear.bias.double(),
     )
-    ours = scaled_product(rows, scale, weight, weight_scale, linear.bias)
+    ours = scaled_matmul(rows, scale, weight, weight_scale, linear.bias)
     torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("storage", "weights_only", "limit"),
+    ("dtype", "weights_only", "limit"),
     [(FLOAT8, True, 0.03), (FLOAT8, False, 0.045), (torch.int8, False, 0.015)],
 )
-def test_outputs_stay_near_those_of_float32(
-    linear: nn.Linear, storage: torch.dtype, weights_only: bool, limit: float
+def test_outputs_are_close_to_float32(
+    linear: nn.Linear, dtype: torch.dtype, weights_only: bool, limit: float
 ) -> None:
     inputs = torch.randn(2, 5, 64)
-    quantized = EightBitLinear(linear, storage, weights_only=weights_only)
-    assert quantized.weight.dtype == storage
+    quantized = EightBitLinear(linear, dtype, weights_only=weights_only)
+    assert quantized.weight.dtype == dtype
     ours = quantized(inputs)
     assert ours.shape == (2, 5, 48)
     assert 1e-3 < relative_error(ours, linear(inputs)) < limit
 
 
 @pytest.mark.parametrize("linears", ["fp8", "fp8_weights", "int8"])
-def test_a_block_does_what_it_did(linears: Linears) -> None:
+def test_a_quantized_block_is_close_to_the_original(linears: Linears) -> None:
     torch.manual_seed(0)
     block = CogVideoXTransformer3DModel(**ARCHITECTURES["tiny"].transformer).transformer_blocks[0]
     inputs = torch.randn(2, 5, block.ff.net[2].out_features)
@@ -74,7 +74,7 @@ def test_a_row_of_zeros_stays_zero(linear: nn.Linear) -> None:
     torch.testing.assert_close(quantized(torch.zeros(1, 64)), linear.bias[None])
 
 
-def test_new_weights_go_into_the_same_storage(linear: nn.Linear) -> None:
+def test_new_weights_are_written_into_the_same_storage(linear: nn.Linear) -> None:
     other = nn.Linear(64, 48)
     quantized = EightBitLinear(linear)
     storage = quantized.weight.data_ptr()
@@ -85,7 +85,7 @@ def test_new_weights_go_into_the_same_storage(linear: nn.Linear) -> None:
     assert torch.equal(quantized.weight_scale, fresh.weight_scale)
 
 
-def test_the_heavy_layers_of_every_block_are_quantized_and_no_others() -> None:
+def test_only_attention_and_feed_forward_layers_are_quantized() -> None:
     transformer = CogVideoXTransformer3DModel(**ARCHITECTURES["tiny"].transformer)
     quantize_linears(transformer, "fp8")
     quantized = [
@@ -99,33 +99,33 @@ def test_the_heavy_layers_of_every_block_are_quantized_and_no_others() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("storage", [FLOAT8, torch.int8])
-def test_the_gpu_rounds_gelu_to_the_same_numbers(storage: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [FLOAT8, torch.int8])
+def test_gelu_quantizes_alike_on_gpu_and_cpu(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     rows = 3 * torch.randn(333, 12288, device="cuda", dtype=torch.bfloat16)
-    rounded, scale = quantize_gelu_rows(rows, storage)
-    expected, expected_scale = quantize_gelu_rows(rows.cpu().double(), storage)
+    rounded, scale = gelu_quantize_rows(rows, dtype)
+    expected, expected_scale = gelu_quantize_rows(rows.cpu().double(), dtype)
     torch.testing.assert_close(scale.cpu(), expected_scale, rtol=1e-5, atol=0)
     rounded = rounded.cpu()
     assert (rounded.float() != expected.float()).float().mean() < 1e-3
-    assert relative_error(rounded, expected) < 5e-3  # where they differ, by one step
+    assert relative_error(rounded, expected) < 5e-3  # differences are of one rounding step
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("storage", [FLOAT8, torch.int8])
-def test_the_gpu_multiplies_the_same_numbers(storage: torch.dtype, compiled: bool) -> None:
+@pytest.mark.parametrize("dtype", [FLOAT8, torch.int8])
+def test_the_gpu_product_matches_the_cpu(dtype: torch.dtype, compiled: bool) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(3072, 1024).to("cuda", torch.bfloat16)
     inputs = torch.randn(2, 333, 3072, device="cuda", dtype=torch.bfloat16)
-    quantized = EightBitLinear(linear, storage)
+    quantized = EightBitLinear(linear, dtype)
     if compiled:
         quantized.compile(fullgraph=True, dynamic=False)
     with torch.no_grad():
         on_gpu = quantized(inputs)
-        rows, scale = quantize_rows(inputs.flatten(0, 1).cpu(), storage)
-        reference = scaled_product(
+        rows, scale = quantize_rows(inputs.flatten(0, 1).cpu(), dtype)
+        reference = scaled_matmul(
             rows,
             scale,
             quantized.weight.cpu(),

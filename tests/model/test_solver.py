@@ -1,4 +1,4 @@
-"""The solver that does not wait makes the steps of diffusers' own, bit for bit."""
+"""`SyncFreeDPM` makes the same steps as diffusers' scheduler, bit for bit."""
 
 import pytest
 import torch
@@ -23,14 +23,14 @@ def run(scheduler: CogVideoXDPMScheduler, num_steps: int, seed: int) -> torch.Te
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 50])
-def test_steps_and_noise_are_those_of_diffusers(num_steps: int) -> None:
+def test_steps_and_noise_match_diffusers(num_steps: int) -> None:
     theirs = CogVideoXDPMScheduler(**SCHEDULE)
     ours = SyncFreeDPM.from_config(theirs.config)
     for seed in (0, 1):
         assert torch.equal(run(ours, num_steps, seed), run(theirs, num_steps, seed))
 
 
-def test_a_clip_that_ended_early_leaves_nothing() -> None:
+def test_an_interrupted_clip_leaves_no_state() -> None:
     scheduler = SyncFreeDPM(**SCHEDULE)
     expected = run(scheduler, 5, seed=2)
     scheduler.set_timesteps(9, "cpu")

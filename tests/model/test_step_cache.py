@@ -1,11 +1,11 @@
-"""The step cache gives back what was kept while little changes, and never another clip's."""
+"""The step cache reuses the residual after small changes, and never across clips."""
 
 import torch
 
 from vidgen_ray.model.step_cache import StepCache
 
 
-def test_a_small_change_takes_the_kept_rest_and_a_large_one_does_not() -> None:
+def test_a_small_change_reuses_the_residual_and_a_large_one_does_not() -> None:
     cache = StepCache(0.1)
     first, rest = torch.ones(1, 4, 2), torch.full((1, 4, 2), 5.0)
     assert cache.lookup(first) is None
@@ -15,7 +15,7 @@ def test_a_small_change_takes_the_kept_rest_and_a_large_one_does_not() -> None:
     torch.testing.assert_close(torch.tensor(cache.changes), torch.tensor([0.05, 0.2]))
 
 
-def test_steps_are_compared_with_the_last_computed_one() -> None:
+def test_changes_are_relative_to_the_last_computed_step() -> None:
     cache = StepCache(0.1)
     first = torch.ones(1, 4, 2)
     cache.store(first, first)
@@ -32,7 +32,7 @@ def test_after_a_reset_everything_is_computed() -> None:
     assert cache.changes == []
 
 
-def test_all_ranks_take_the_decision_of_their_common_numbers() -> None:
-    cache = StepCache(0.1, agree=lambda sums: sums + torch.tensor([1.0, 0.0]))
+def test_ranks_decide_on_the_reduced_sums() -> None:
+    cache = StepCache(0.1, all_reduce=lambda sums: sums + torch.tensor([1.0, 0.0]))
     cache.store(torch.ones(4), torch.ones(4))
-    assert cache.lookup(torch.ones(4)) is None  # alone it would not have changed at all
+    assert cache.lookup(torch.ones(4)) is None  # locally the change is 0

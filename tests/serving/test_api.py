@@ -455,7 +455,7 @@ class TestService:
         assert answer.headers["x-request-id"] == headers["X-Request-ID"]
         job_id = ended(client, answer.json()["id"])["id"]
 
-        wanted = ("clip started", "clip settled", "job completed")
+        wanted = ("clip started", "clip committed", "job completed")
 
         def entries() -> list[dict[str, Any]]:
             everything = [entry for message in wanted for entry in server.entries(message)]

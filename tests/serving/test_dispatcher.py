@@ -17,12 +17,13 @@ from test_jobs import new
 
 from benchmarks.mixed_load import LENIENT
 from vidgen_ray.config import load_config
+from vidgen_ray.generation.commit import AttemptResult
 from vidgen_ray.schema import resolve_request
 from vidgen_ray.serving.arguments import ServingArguments
 from vidgen_ray.serving.deployments.dispatcher import Dispatcher
 from vidgen_ray.serving.deployments.generator import Generator
 from vidgen_ray.serving.deployments.scorer import Scorer
-from vidgen_ray.serving.deployments.tasks import ClipTask, Made, Settled
+from vidgen_ray.serving.deployments.tasks import ClipTask, GeneratorResult
 from vidgen_ray.serving.queue.store import JobStore
 
 
@@ -66,7 +67,7 @@ def test_the_next_clip_is_made_while_the_last_one_is_scored(
         both_made = asyncio.Event()
         generator, scorer = Generator(arguments), Scorer(arguments)
 
-        async def generate(task: ClipTask) -> Made | None:
+        async def generate(task: ClipTask) -> GeneratorResult | None:
             async with one_at_a_time:
                 made = await generator.generate(task)
             order.append(f"made {task.job_id}")
@@ -74,16 +75,16 @@ def test_the_next_clip_is_made_while_the_last_one_is_scored(
                 both_made.set()
             return made
 
-        async def settle(made: Made) -> Settled:
+        async def commit_or_retry(made: GeneratorResult) -> AttemptResult:
             await both_made.wait()  # never, where the Generator waits for the Scorer
-            settled = await scorer.settle(made)
-            order.append("settled")
-            return settled
+            result = await scorer.commit_or_retry(made)
+            order.append("committed")
+            return result
 
         dispatcher = Dispatcher(
             arguments,
             Deployment(generate=generate),  # type: ignore[arg-type]
-            Deployment(settle=settle),  # type: ignore[arg-type]
+            Deployment(commit_or_retry=commit_or_retry),  # type: ignore[arg-type]
         )
         async with asyncio.timeout(60):
             while store.count().get("completed", 0) < 2:
@@ -91,7 +92,7 @@ def test_the_next_clip_is_made_while_the_last_one_is_scored(
         await dispatcher.__del__()
 
     asyncio.run(scenario())
-    assert order == ["made a", "made b", "settled", "settled"]
+    assert order == ["made a", "made b", "committed", "committed"]
 
 
 @pytest.mark.slow
@@ -116,12 +117,12 @@ def test_so_it_is_through_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             video_ids = [post(client, num_inference_steps=2).json()["id"] for _ in range(3)]
             for video_id in video_ids:
                 assert ended(client, video_id, 120)["status"] == "completed"
-        begun, settled = (
+        begun, committed = (
             {entry["video_id"]: entry["timestamp_ns"] for entry in server.entries(message)}
-            for message in ("clip started", "clip settled")
+            for message in ("clip started", "clip committed")
         )
         for before, after in pairwise(video_ids):
-            assert begun[after] < settled[before]
+            assert begun[after] < committed[before]
     finally:
         server.stop()
 

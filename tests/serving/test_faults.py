@@ -110,8 +110,10 @@ def test_a_killed_generator_is_replaced_and_the_clip_made_once(
     assert job["status"] == "completed"
     assert not poller.problems
     check_whole(output, video_id)
-    settled = [entry for entry in server.entries("clip settled") if entry["video_id"] == video_id]
-    assert len(settled) == 1
+    committed = [
+        entry for entry in server.entries("clip committed") if entry["video_id"] == video_id
+    ]
+    assert len(committed) == 1
     assert maker_of(server, video_id) != pid
 
 
@@ -139,8 +141,8 @@ def test_a_killed_ingress_is_replaced_and_jobs_do_not_notice(
     assert [job["status"] for job in jobs] == ["completed"] * 2
     for video_id in video_ids:
         check_whole(output, video_id)
-        settled = [entry["video_id"] for entry in server.entries("clip settled")]
-        assert settled.count(video_id) == 1
+        committed = [entry["video_id"] for entry in server.entries("clip committed")]
+        assert committed.count(video_id) == 1
 
 
 def test_a_request_that_kills_its_worker_fails_and_harms_no_other(
@@ -236,8 +238,8 @@ def test_a_redeploy_under_load_loses_and_doubles_nothing(
     assert not refused
     jobs = [ended(client, video_id, 180) for video_id in video_ids]
     assert {job["status"] for job in jobs} == {"completed"}
-    settled = Counter(entry["video_id"] for entry in server.entries("clip settled"))
-    assert {settled[video_id] for video_id in video_ids} == {1}
+    committed = Counter(entry["video_id"] for entry in server.entries("clip committed"))
+    assert {committed[video_id] for video_id in video_ids} == {1}
     for video_id in video_ids:
         check_whole(output, video_id)
 

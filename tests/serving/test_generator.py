@@ -14,11 +14,12 @@ from test_jobs import lease, new
 from benchmarks.mixed_load import LENIENT
 from vidgen_ray.config import load_config
 from vidgen_ray.errors import ConfigError
-from vidgen_ray.schema import GenerationRecord, resolve_request
+from vidgen_ray.generation.attempt import FailedAttempt, GeneratedAttempt
+from vidgen_ray.schema import resolve_request
 from vidgen_ray.serving.arguments import ServingArguments
 from vidgen_ray.serving.deployments import generator as generator_module
 from vidgen_ray.serving.deployments.generator import Generator
-from vidgen_ray.serving.deployments.tasks import ClipTask, Made
+from vidgen_ray.serving.deployments.tasks import ClipTask, GeneratorResult
 from vidgen_ray.serving.queue.store import JobStore
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")  # for the metrics
@@ -62,7 +63,7 @@ def bench(tmp_path: Path, tiny_overrides: dict[str, object]) -> Bench:
 
 
 def test_the_next_clip_waits_until_a_left_one_has_stopped(bench: Bench) -> None:
-    async def scenario() -> Made | None:
+    async def scenario() -> GeneratorResult | None:
         first = asyncio.create_task(bench.generator.generate(bench.task("first", 1000)))
         await bench.until_step("first", 3)
         first.cancel()
@@ -76,8 +77,8 @@ def test_the_next_clip_waits_until_a_left_one_has_stopped(bench: Bench) -> None:
 
     made = asyncio.run(scenario())
     assert made is not None
-    assert made.frames is not None
-    assert made.frames.shape == (9, 64, 96, 3)
+    assert isinstance(made.attempt, GeneratedAttempt)
+    assert made.attempt.generation.video.frames.shape == (9, 64, 96, 3)
 
 
 def test_a_clip_stops_within_a_step_of_its_cancel(bench: Bench) -> None:
@@ -98,22 +99,20 @@ def test_what_is_wrong_with_a_clip_is_in_its_record(bench: Bench, tmp_path: Path
     task = bench.task("a", 2, image=tmp_path / "gone.png")
     made = asyncio.run(bench.generator.generate(task))
     assert made is not None
-    record = GenerationRecord.model_validate_json(made.record)
-    assert record.error is not None
-    assert record.error.kind == "RequestError"
-    assert made.frames is None
+    assert isinstance(made.attempt, FailedAttempt)
+    assert made.attempt.error.kind == "RequestError"
     other = asyncio.run(bench.generator.generate(bench.task("b", 2)))
     assert other is not None
-    assert GenerationRecord.model_validate_json(other.record).error is None
+    assert isinstance(other.attempt, GeneratedAttempt)
 
 
 def test_a_clip_that_hangs_makes_the_replica_unhealthy(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     goes_on = threading.Event()
-    make = bench.generator._maker.make
+    make = bench.generator._generate
 
-    def hangs(task: ClipTask, left: threading.Event) -> Made | None:
+    def hangs(task: ClipTask, left: threading.Event) -> GeneratorResult | None:
         goes_on.wait(60)  # as a kernel that never returns
         return make(task, left)
 
@@ -129,8 +128,10 @@ def test_a_clip_that_hangs_makes_the_replica_unhealthy(
         await work
         bench.generator.check_health()
 
-    bench.generator._clip_timeout_s = 0.0
-    monkeypatch.setattr(bench.generator._maker, "make", hangs)
+    bench.generator._arguments = bench.generator._arguments.model_copy(
+        update={"clip_timeout_s": 0.0}
+    )
+    monkeypatch.setattr(bench.generator, "_generate", hangs)
     asyncio.run(scenario())
 
 
@@ -141,7 +142,7 @@ def test_ranks_make_clips_and_stop_together(
 ) -> None:
     bench = Bench(tmp_path, {**tiny_overrides, **LENIENT, "model.gpus_per_clip": 2})
 
-    async def scenario() -> Made | None:
+    async def scenario() -> GeneratorResult | None:
         left = asyncio.create_task(bench.generator.generate(bench.task("left", 1000)))
         await bench.until_step("left", 3)
         bench.store.cancel("left")
@@ -150,10 +151,10 @@ def test_ranks_make_clips_and_stop_together(
 
     made = asyncio.run(scenario())
     assert made is not None
-    record = GenerationRecord.model_validate_json(made.record)
-    assert record.model is not None
-    assert record.model.acceleration is not None
-    assert record.model.acceleration.ranks == 2
+    assert isinstance(made.attempt, GeneratedAttempt)
+    acceleration = made.attempt.generation.model.acceleration
+    assert acceleration is not None
+    assert acceleration.ranks == 2
     (group,) = reserved()
     bench.generator.__del__()
     assert group not in reserved()

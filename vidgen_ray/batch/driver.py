@@ -1,6 +1,6 @@
-"""A jobs file in; clips, records and a report out: the batch run from its driver's side.
+"""The driver of a batch: a jobs file in; clips, records and a report out.
 
-Everything that must survive lies in the output store. A rerun reads it and does what is left.
+All state is in the output store. A rerun reads it and makes what is left.
 """
 
 import uuid
@@ -16,22 +16,35 @@ import yaml
 from ray.data import ActorPoolStrategy, DataContext
 from rich.console import Console
 
-from vidgen_ray.batch.job_validation import Intake, take_in
-from vidgen_ray.batch.plan import Attempt, failed_rows, plan_attempts, refuse_changed
-from vidgen_ray.batch.progress import RunProgress, claim
-from vidgen_ray.batch.stages import Generate, Row, Run, first_row, read, save, score
+from vidgen_ray.addresses import one_line
+from vidgen_ray.batch.job_validation import ValidatedJobs, validate_jobs
+from vidgen_ray.batch.plan import failed_rows, plan_attempts, refuse_changed
+from vidgen_ray.batch.progress import RunProgress, lock_output
+from vidgen_ray.batch.stages import (
+    FatalError,
+    Generate,
+    Row,
+    Run,
+    commit,
+    from_row,
+    read,
+    score,
+    to_row,
+)
 from vidgen_ray.cluster.board import start_board
 from vidgen_ray.cluster.connect import connected, pool_size
 from vidgen_ray.cluster.signals import signals_raise
 from vidgen_ray.config import Config
 from vidgen_ray.errors import EngineError, Interrupted, RequestError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
+from vidgen_ray.generation.attempt import Attempt
+from vidgen_ray.generation.commit import AttemptResult
 from vidgen_ray.generation.jobs_file import JobsFile, RowProblem, read_jobs
 from vidgen_ray.schema import BatchSummary, GenerationRecord
 
 EXIT_ACCEPTED = 0
 EXIT_INFRASTRUCTURE = 1
-EXIT_NEEDS_EYES = 3
+EXIT_NEEDS_REVIEW = 3
 
 _MAX_PROBLEMS_SHOWN = 200
 
@@ -53,7 +66,7 @@ def run_batch(arguments: BatchArguments, console: Console) -> int:
     """Make the clips that are missing; the exit code of the run.
 
     Raises RequestError and ConfigError for bad input, ArtifactError and EngineError for a run that
-    could not go on, Interrupted for a signal. The same call afterwards goes on where it stopped.
+    could not go on, Interrupted for a signal. The same call afterwards resumes.
     """
     return make_clips(read_jobs(arguments.jobs, arguments.config), arguments, console)
 
@@ -62,17 +75,18 @@ def make_clips(file: JobsFile, arguments: BatchArguments, console: Console) -> i
     """Like `run_batch`, of a jobs file that is read already."""
     store = ArtifactStore(arguments.output)
     store.check_writable()
-    suspects = claim(store)
+    suspects = lock_output(store)
     store.clear_staging()
     on_cluster = arguments.ray_address not in {None, "local"}
-    intake = None if on_cluster else _take_in(file, arguments, console, on_cluster=False)
+    # Rows are checked on the cluster, or here before Ray starts where the clips are made here.
+    jobs = None if on_cluster else _valid_jobs(file, arguments, console, on_cluster=False)
     console.print("connecting to Ray" if on_cluster else "starting Ray", style="dim")
     with connected(arguments.ray_address), signals_raise():
-        intake = intake or _take_in(file, arguments, console, on_cluster=True)
+        jobs = jobs or _valid_jobs(file, arguments, console, on_cluster=True)
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
         records = store.read_records()
-        refuse_changed(intake.jobs, records)
-        invalid = failed_rows(intake.problems, intake.jobs, records, run_id)
+        refuse_changed(jobs.jobs, records)
+        invalid = failed_rows(jobs.problems, jobs.jobs, records, run_id)
         for record in invalid:
             store.commit(record)
             records[record.id] = record
@@ -82,41 +96,42 @@ def make_clips(file: JobsFile, arguments: BatchArguments, console: Console) -> i
             console,
             run_id=run_id,
             config_name=arguments.config_name,
-            ids=[job.request.id for job in intake.jobs] + [record.id for record in invalid],
+            ids=[job.request.id for job in jobs.jobs] + [record.id for record in invalid],
             records=records,
             min_temporal_score=arguments.config.quality.min_temporal_score,
         )
-        todo = plan_attempts(intake.jobs, records, store, arguments.retry_failed, suspects)
-        _announce(todo, progress.counts, arguments, console)
-        return _make(todo, arguments, store, progress, run_id, console)
+        retry_failed = arguments.retry_failed
+        todo = plan_attempts(jobs.jobs, records, store, retry_failed, suspects, run_id)
+        _print_plan(todo, progress.counts, arguments, console)
+        return _run(todo, arguments, progress, run_id, console)
 
 
-def _take_in(
+def _valid_jobs(
     file: JobsFile, arguments: BatchArguments, console: Console, *, on_cluster: bool
-) -> Intake:
-    """Check the rows: on the cluster, or where the clips are made here, before Ray starts."""
+) -> ValidatedJobs:
+    """The jobs of the file. Raises RequestError for problems, unless they are to be skipped."""
     console.print("checking every row, its image and its adapter", style="dim")
-    intake = take_in(file, arguments.config, on_cluster=on_cluster)
-    _report_problems(intake.problems, console)
-    if intake.problems and arguments.on_invalid == "stop":
+    jobs = validate_jobs(file, arguments.config, on_cluster=on_cluster)
+    _report_problems(jobs.problems, console)
+    if jobs.problems and arguments.on_invalid == "stop":
+        count = len(jobs.problems)
         raise RequestError(
-            f"jobs: {len(intake.problems)} problems in {arguments.jobs}; mend them, or use "
-            "--on-invalid skip to record these rows as failed and make the others"
+            f"jobs: {count} problem{'s' if count > 1 else ''} in {arguments.jobs}; fix them, or "
+            "use --on-invalid skip to record these rows as failed and make the others"
         )
-    return intake
+    return jobs
 
 
-def _make(
+def _run(
     todo: list[Attempt],
     arguments: BatchArguments,
-    store: ArtifactStore,
     progress: RunProgress,
     run_id: str,
     console: Console,
 ) -> int:
+    """Make every attempt and those that rejected clips ask for; the exit code."""
     try:
         with progress:
-            # A rejected clip asks for another attempt: each pass makes those that are wanted.
             while todo:
                 todo = _run_pass(todo, arguments, progress, run_id)
     except Interrupted:
@@ -129,57 +144,51 @@ def _make(
     except ray.exceptions.RayError as error:
         progress.write_status("failed", str(error), EXIT_INFRASTRUCTURE)
         raise EngineError(
-            f"Ray ended the run: {_first_line(error)}; run the same command again: finished clips "
+            f"Ray ended the run: {one_line(error)}; run the same command again: finished clips "
             "are kept"
         ) from error
     summary = progress.write_results()
-    exit_code = EXIT_ACCEPTED if summary.accepted == summary.total else EXIT_NEEDS_EYES
+    exit_code = EXIT_ACCEPTED if summary.accepted == summary.total else EXIT_NEEDS_REVIEW
     progress.write_status("finished", exit_code=exit_code)
-    _say_result(summary, arguments, console)
+    _print_result(summary, arguments, console)
     return exit_code
 
 
 def _run_pass(
     todo: list[Attempt], arguments: BatchArguments, progress: RunProgress, run_id: str
 ) -> list[Attempt]:
-    """Make every attempt of `todo` once; the attempts that are wanted after it."""
+    """Make every attempt of `todo` once; the retries that rejected clips ask for."""
     run = Run(run_id, arguments.config, arguments.output, start_board())
     progress.follow(run.board)
-    waiting = {attempt.job.request.id: attempt for attempt in todo}
-    wanted = []
+    waiting = {attempt.id for attempt in todo}
+    retries = []
     num_failures = 0
-    for row in _rows_at_once(_dataset(todo, run)):
-        if row["fatal"]:
-            raise EngineError(row["fatal"])
-        record = GenerationRecord.model_validate_json(row["record"])
-        attempt = waiting.pop(record.id)
-        if row["again"]:
-            wanted.append(Attempt(attempt.job, attempt.number + 1))
-        progress.add(record, final=not row["again"])
+    for result in _results(_dataset(todo, run)):
+        record = result.record
+        waiting.remove(record.id)
+        if result.retry:
+            retries.append(result.retry)
+        progress.add(record, final=result.retry is None)
         num_failures = _count_failures(num_failures, record, arguments.config)
     if waiting:
         raise EngineError(f"Ray lost {len(waiting)} rows, among them {min(waiting)}; run again")
-    return wanted
+    return retries
 
 
 def _dataset(todo: list[Attempt], run: Run) -> ray.data.Dataset:
-    """The four stages. One row a block, so that a clip goes on as soon as it is made."""
+    """The four stages. One row a block, so that a clip moves on as soon as it is made."""
     batch = run.config.batch
     num_ranks = run.config.model.gpus_per_clip
     pool = pool_size(
         batch, len(todo), reserved_cpus=batch.num_cpus_per_score, gpus_per_clip=num_ranks
     )
-    # Ranks reserve what they need by themselves, beside the worker that leads them.
+    # Ranks reserve their own resources, beside the worker that leads them.
     leads = num_ranks > 1
     context = DataContext.get_current()
     context.wait_for_min_actors_s = int(batch.worker_start_timeout_s)
     context.execution_no_progress_timeout_s = 2 * max(batch.clip_timeout_s or 86_400, 900)
-    rows = [
-        first_row(attempt.job.request, attempt.number, attempt.job.content_hash, run.id)
-        for attempt in todo
-    ]
     return (
-        ray.data.from_items(rows, override_num_blocks=len(rows))
+        ray.data.from_items([to_row(attempt) for attempt in todo], override_num_blocks=len(todo))
         .map(read, fn_args=(run,), num_cpus=0.5)
         .map(
             Generate,
@@ -191,11 +200,21 @@ def _dataset(todo: list[Attempt], run: Run) -> ray.data.Dataset:
             num_gpus=None if leads else batch.num_gpus_per_worker or None,
         )
         .map(score, fn_args=(run,), num_cpus=batch.num_cpus_per_score)
-        .map(save, fn_args=(run,), num_cpus=batch.num_cpus_per_score)
+        .map(commit, fn_args=(run,), num_cpus=batch.num_cpus_per_score)
     )
 
 
-def _rows_at_once(dataset: ray.data.Dataset) -> Iterator[Row]:
+def _results(dataset: ray.data.Dataset) -> Iterator[AttemptResult]:
+    """What became of each attempt, as soon as it is done. Raises EngineError for a fatal error."""
+    for row in _rows_as_ready(dataset):
+        state = from_row(row)
+        if isinstance(state, FatalError):
+            raise EngineError(state.message)
+        assert isinstance(state, AttemptResult), state  # the last stage makes nothing else
+        yield state
+
+
+def _rows_as_ready(dataset: ray.data.Dataset) -> Iterator[Row]:
     """Rows as they are done: `iter_rows` would hold each back until the next is there."""
     for table in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
         yield from table.to_pylist()
@@ -204,7 +223,7 @@ def _rows_at_once(dataset: ray.data.Dataset) -> Iterator[Row]:
 def _count_failures(num_failures: int, record: GenerationRecord, config: Config) -> int:
     """Failures of the machine, not of the request, in a row from the start; raises at the limit.
 
-    -1 once a clip was made: from then on failures belong to their clips.
+    -1 once a clip was made: later failures do not stop the run.
     """
     if num_failures < 0 or (record.error is None):
         return -1
@@ -214,7 +233,7 @@ def _count_failures(num_failures: int, record: GenerationRecord, config: Config)
     if num_failures >= config.batch.max_failures_before_first_success:
         raise EngineError(
             f"the first {num_failures} clips all failed, so the run stopped; the last one: "
-            f"{record.error.message}; mend this, then run again with --retry-failed"
+            f"{record.error.message}; fix this, then run again with --retry-failed"
         )
     return num_failures
 
@@ -226,7 +245,7 @@ def _report_problems(problems: Sequence[RowProblem], console: Console) -> None:
         console.print(f"... and {len(problems) - _MAX_PROBLEMS_SHOWN} more problems")
 
 
-def _announce(
+def _print_plan(
     todo: Sequence[Attempt], counts: Counter[str], arguments: BatchArguments, console: Console
 ) -> None:
     text = f"{len(todo)} of {sum(counts.values())} clips to make with {arguments.config_name}"
@@ -238,7 +257,7 @@ def _announce(
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _say_result(summary: BatchSummary, arguments: BatchArguments, console: Console) -> None:
+def _print_result(summary: BatchSummary, arguments: BatchArguments, console: Console) -> None:
     names = ("accepted", "needs_review", "failed", "quarantined")
     counts = ", ".join(f"{getattr(summary, name)} {name.replace('_', ' ')}" for name in names)
     lines = [f"{summary.total} clips: {counts}; {summary.wall_s:.0f} s"]
@@ -247,7 +266,3 @@ def _say_result(summary: BatchSummary, arguments: BatchArguments, console: Conso
     lines.append(f"Clips:  {arguments.output}")
     lines.append(f"Report: {arguments.output.rstrip('/')}/index.html")
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

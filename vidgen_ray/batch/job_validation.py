@@ -1,4 +1,4 @@
-"""From a jobs file to requests that the model can make: every problem of the file at once."""
+"""A jobs file checked against the model, its images and adapters, with every problem at once."""
 
 import os
 from collections.abc import Iterable
@@ -8,17 +8,17 @@ from typing import Any
 
 import ray.data
 
-from vidgen_ray.batch.stages import check_image
 from vidgen_ray.config import Config, LoRA
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.content_hash import hash_content
 from vidgen_ray.generation.jobs_file import Job, JobsFile, RowProblem
+from vidgen_ray.image_io import read_image
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.schema import GenerationRequest
 
 
 @dataclass(frozen=True)
-class CheckedJob:
+class ValidJob:
     """A request that passed every check, and the hash that two equal requests share."""
 
     line: int
@@ -27,14 +27,14 @@ class CheckedJob:
 
 
 @dataclass(frozen=True)
-class Intake:
-    """What a jobs file holds: the jobs that can be made, and what is wrong with the others."""
+class ValidatedJobs:
+    """The jobs of a file that can be made, and what is wrong with the others."""
 
-    jobs: list[CheckedJob]
+    jobs: list[ValidJob]
     problems: list[RowProblem]
 
 
-def take_in(file: JobsFile, config: Config, *, on_cluster: bool) -> Intake:
+def validate_jobs(file: JobsFile, config: Config, *, on_cluster: bool) -> ValidatedJobs:
     """Check every row of a jobs file against the model, its image and its adapter.
 
     Images are decoded on the cluster or by threads here; no weights are loaded. Raises ConfigError
@@ -60,8 +60,8 @@ def take_in(file: JobsFile, config: Config, *, on_cluster: bool) -> Intake:
             problems.append(_problem(job, RequestError(message)))
         else:
             digest = hash_content(job.request, sha256, adapter_sha256, config, checkpoint)
-            jobs.append(CheckedJob(job.line, job.request, digest))
-    return Intake(jobs, sorted(problems, key=lambda problem: problem.line))
+            jobs.append(ValidJob(job.line, job.request, digest))
+    return ValidatedJobs(jobs, sorted(problems, key=lambda problem: problem.line))
 
 
 def _adapter_sha256(
@@ -90,11 +90,25 @@ def _check_images(jobs: list[Job], on_cluster: bool) -> dict[int, tuple[str, str
     rows = [{"line": job.line, **job.request.model_dump(include=fields)} for job in jobs]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         checked: Iterable[dict[str, Any]] = (
-            ray.data.from_items(rows).map(check_image).iter_rows()
+            ray.data.from_items(rows).map(_check_image).iter_rows()
             if on_cluster
-            else pool.map(check_image, rows)
+            else pool.map(_check_image, rows)
         )
         return {row["line"]: (row["sha256"], row["problem"] or None) for row in checked}
+
+
+def _check_image(row: dict[str, Any]) -> dict[str, Any]:
+    """Decode the image of a row with `image`, `height`, `width` and `image_fit`.
+
+    Gives the row's `line`, the `sha256` of the image, and the `problem`, empty where there is none.
+    """
+    try:
+        image = read_image(
+            row["image"], height=row["height"], width=row["width"], fit=row["image_fit"]
+        )
+    except RequestError as error:
+        return {"line": row["line"], "sha256": "", "problem": str(error)}
+    return {"line": row["line"], "sha256": image.sha256, "problem": ""}
 
 
 def _problem(job: Job, error: RequestError) -> RowProblem:

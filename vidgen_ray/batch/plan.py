@@ -1,12 +1,12 @@
-"""What is left to do of a jobs file, given what lies in the output."""
+"""What is left to do of a jobs file, given what the output already holds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from vidgen_ray.batch.job_validation import CheckedJob
+from vidgen_ray.batch.job_validation import ValidJob
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.artifacts import ArtifactStore
+from vidgen_ray.generation.attempt import Attempt
 from vidgen_ray.generation.jobs_file import RowProblem
 from vidgen_ray.provenance import versions
 from vidgen_ray.schema import ErrorRecord, GenerationRecord
@@ -14,22 +14,15 @@ from vidgen_ray.schema import ErrorRecord, GenerationRecord
 _FINISHED = {"accepted", "needs_review"}
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """An attempt to make, counted from 1."""
-
-    job: CheckedJob
-    number: int
-
-
 def plan_attempts(
-    jobs: Sequence[CheckedJob],
+    jobs: Sequence[ValidJob],
     records: dict[str, GenerationRecord],
     store: ArtifactStore,
     retry_failed: bool,
     suspects: Sequence[str],
+    run_id: str,
 ) -> list[Attempt]:
-    """The attempts that are missing, in the file's order; those that may have killed a run last."""
+    """The attempts to make, in the file's order; ids that may have killed a run come last."""
     begun = set(store.ids_with_attempts())
     todo = []
     for job in jobs:
@@ -44,11 +37,11 @@ def plan_attempts(
                 if earlier.content_hash == job.content_hash
             ]
             number = max(numbers, default=0) + 1
-        todo.append(Attempt(job, number))
-    return sorted(todo, key=lambda attempt: attempt.job.request.id in suspects)
+        todo.append(Attempt(job.request, number, run_id, job.content_hash))
+    return sorted(todo, key=lambda attempt: attempt.id in suspects)
 
 
-def refuse_changed(jobs: Sequence[CheckedJob], records: dict[str, GenerationRecord]) -> None:
+def refuse_changed(jobs: Sequence[ValidJob], records: dict[str, GenerationRecord]) -> None:
     """Raise RequestError where a finished id now stands for other content."""
     changed = [
         job
@@ -67,7 +60,7 @@ def refuse_changed(jobs: Sequence[CheckedJob], records: dict[str, GenerationReco
         )
 
 
-def _difference(job: CheckedJob, record: GenerationRecord) -> str:
+def _difference(job: ValidJob, record: GenerationRecord) -> str:
     if record.request is None:
         return "it was not readable"
     before, now = record.request.model_dump(), job.request.model_dump()
@@ -77,7 +70,7 @@ def _difference(job: CheckedJob, record: GenerationRecord) -> str:
 
 def failed_rows(
     problems: Sequence[RowProblem],
-    jobs: Sequence[CheckedJob],
+    jobs: Sequence[ValidJob],
     records: dict[str, GenerationRecord],
     run_id: str,
 ) -> list[GenerationRecord]:

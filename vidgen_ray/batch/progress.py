@@ -1,4 +1,4 @@
-"""A run as people see it: a live display or plain lines, `status.json`, manifest and report."""
+"""The progress of a run: a live display or plain lines, `status.json`, manifest and report."""
 
 import os
 import socket
@@ -36,15 +36,15 @@ _POLL_S = 0.5
 _WRITE_S = 1.0
 _LINE_S = 30.0
 _STALE_S = 120.0
-_SILENCE_S = 30.0  # of a Ray whose head is gone
-_PATIENCE_S = 300.0  # with one that is there, but busy or starting the board anew
+_HEAD_LOST_S = 30.0  # without an answer, when nothing listens at the head's address either
+_NO_ANSWER_S = 300.0  # without an answer of a head that is busy, or restarts the board
 
 
 class RunProgress:
-    """What is known of a run: its records so far, and what its workers are at.
+    """The records of a run so far, and what its workers are doing.
 
-    Used as a context manager: a thread polls the board, draws, and keeps the files of the output
-    folder current. Times are kept by the driver's clock.
+    As a context manager it runs a thread that polls the board, draws, and keeps the files of the
+    output folder current. Times are by the driver's clock.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class RunProgress:
         self._stop = threading.Event()
         self._changed = True
         self._failure: ArtifactError | None = None
+        self._earlier = _earlier_runs(store)
         self._metrics = ClipMetrics("batch")
         self._queue = QueueMetrics("batch")
 
@@ -105,7 +106,7 @@ class RunProgress:
                 self._records[record.id] = record
                 self._made.append(record)
                 self._changed = True
-        self._metrics.settled(record, final=final)
+        self._metrics.attempt_ended(record, final=final)
         if not self._console.is_terminal:
             self._console.print(_line(record, final), highlight=False, markup=False)
         if self._failure:
@@ -169,28 +170,32 @@ class RunProgress:
         return summary
 
     def summary(self) -> BatchSummary:
-        """The run in figures, so far."""
+        """All runs on this output in figures, so far."""
         counts = self.counts
         with self._lock:
-            made = list(self._made)
-            everything = list(self._records.values())
-        models = [record.model for record in made or everything if record.model]
-        scores = [record.score.score for record in made if record.score]
-        peaks = [record.peak_vram_gb for record in made if record.peak_vram_gb is not None]
+            records = [self._records[name] for name in self._ids if name in self._records]
+        clips = [record for record in records if record.artifact]
+        models = [record.model for record in clips if record.model]
+        scores = [record.score.score for record in clips if record.score]
+        peaks = [record.peak_vram_gb for record in clips if record.peak_vram_gb is not None]
+        earlier = self._earlier
+        wall_s = earlier.wall_s if earlier else 0.0
+        if self._num_made or not earlier:  # a rerun that makes nothing changes no figure
+            wall_s += time.monotonic() - self._start
         return BatchSummary(
             run_id=self._run_id,
             config=self._config_name,
-            started_at=self._started_at,
-            finished_at=datetime.now(UTC),
-            wall_s=time.monotonic() - self._start,
+            started_at=earlier.started_at if earlier else self._started_at,
+            finished_at=datetime.now(UTC) if self._num_made or not earlier else earlier.finished_at,
+            wall_s=wall_s,
             total=len(self._ids),
             **{name: counts[name] for name in _STATUSES},
-            made=self._num_made,
-            clips_per_hour=self._clips_per_hour(),
-            median_stages=_median_stages(made),
+            made=self._num_made + (earlier.made if earlier else 0),
+            clips_per_hour=len(clips) / wall_s * 3600 if clips and wall_s else None,
+            median_stages=_median_stages(clips),
             median_temporal_score=statistics.median(scores) if scores else None,
             peak_vram_gb=max(peaks, default=None),
-            devices=sorted({record.device for record in made if record.device}),
+            devices=sorted({record.device for record in clips if record.device}),
             model=models[-1] if models else None,
             versions=versions(),
         )
@@ -237,9 +242,11 @@ class RunProgress:
         try:
             self._activities = ray.get(self._board.activities.remote(), timeout=5)
         except ray.exceptions.RayError:
-            # A board whose node died comes back; one that does not means that Ray is gone.
+            # Ray restarts a board whose node died; when it does not, Ray is gone.
             silent_s = time.monotonic() - self._heard
-            if silent_s > _PATIENCE_S or (silent_s > _SILENCE_S and not is_listening(self._head)):
+            if silent_s > _NO_ANSWER_S or (
+                silent_s > _HEAD_LOST_S and not is_listening(self._head)
+            ):
                 self._give_up(silent_s)
             return
         self._heard = time.monotonic()
@@ -248,7 +255,7 @@ class RunProgress:
             self._peak_vram_gb = max(vram_reserved_gb, self._peak_vram_gb or 0.0)
 
     def _give_up(self, silent_s: float) -> None:
-        """End the process: without Ray the driver's own thread would wait forever."""
+        """End the process: the main thread waits for Ray for ever."""
         error = (
             f"Ray has not answered for {silent_s:.0f} s; it was killed, or its head is lost. "
             "Run the same command again: finished clips are kept"
@@ -296,11 +303,10 @@ class RunProgress:
 _STATUSES = ("accepted", "needs_review", "failed", "quarantined", "pending")
 
 
-def claim(store: ArtifactStore) -> list[str]:
-    """Make sure that no other live run writes to `store`.
+def lock_output(store: ArtifactStore) -> list[str]:
+    """Make sure that no other live run writes to `store`. Raises ArtifactError.
 
-    Returns the ids that a run which died had in work: one of them may have killed it. Raises
-    ArtifactError.
+    Returns the ids that a run which died was working on: one of them may have killed it.
     """
     data = store.read("status.json")
     if data is None:
@@ -315,6 +321,15 @@ def claim(store: ArtifactStore) -> list[str]:
             f"{status.host}); wait for it, stop it, or choose another --output"
         )
     return [clip.id for clip in status.running]
+
+
+def _earlier_runs(store: ArtifactStore) -> BatchSummary | None:
+    """The figures of the runs before this one; None where there are none that can be read."""
+    data = store.read("summary.json")
+    try:
+        return BatchSummary.model_validate_json(data) if data else None
+    except ValueError:  # of an older version
+        return None
 
 
 def _is_alive(status: RunStatus) -> bool:
@@ -340,7 +355,7 @@ def _running(entry: Activity) -> RunningClip:
 
 
 def _line(record: GenerationRecord, final: bool) -> str:
-    outcome = record.status.replace("_", " ") if final else "rejected, will be tried again"
+    outcome = record.status.replace("_", " ") if final else "rejected, will be retried"
     if record.error:
         return f"{record.id}: {outcome}: {record.error.message}"
     measured = f"score {record.score.score:.2f}" if record.score else "no score"

@@ -1,35 +1,38 @@
-"""The stages of a batch on Ray Data: read, generate, score, save.
+"""The stages of a batch on Ray Data: read, generate, score, commit.
 
-One row is one attempt at a clip. This module and what it imports is light: neither the driver nor
-the workers of the stages without the model load torch or diffusers.
-
-A row holds the record under construction as JSON, and pixels. A stage never loses a row: what is
-wrong with a clip goes into its record, and the last stage commits that; what is wrong with the run
-(no model, no store) goes into `fatal`, and stops the driver.
+A row is one attempt, pickled, in the state that the last stage left it in. A stage works on the
+state it is for and passes any other on: what is wrong with a clip makes a `FailedAttempt`, which
+the last stage commits; what is wrong with the run (no model, no store) makes a `FatalError`, which
+stops the driver. This module is light: only the workers of `Generate` load torch and diffusers.
 """
 
 import logging
+import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vidgen_ray.cluster.board import activity, begin
 from vidgen_ray.config import Config
-from vidgen_ray.errors import ArtifactError, ConfigError, RequestError, VidgenError
+from vidgen_ray.errors import ArtifactError, ConfigError, VidgenError
 from vidgen_ray.generation import attempt as attempts
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.image_io import read_image
-from vidgen_ray.schema import GenerationRecord, GenerationRequest, Video
+from vidgen_ray.generation.attempt import (
+    Attempt,
+    FailedAttempt,
+    GeneratedAttempt,
+    PreparedAttempt,
+    ScoredAttempt,
+)
+from vidgen_ray.generation.commit import AttemptResult, commit_or_retry
+from vidgen_ray.schema import ErrorRecord
 
 logger = logging.getLogger(__name__)
 
 _MAX_OTHER_NODES = 3
-
-Row = dict[str, Any]
-Work = Callable[[Row, GenerationRecord], tuple[Row, GenerationRecord]]
 
 
 @dataclass(frozen=True)
@@ -42,128 +45,134 @@ class Run:
     board: Any
 
 
-def first_row(request: GenerationRequest, attempt: int, content_hash: str, run_id: str) -> Row:
-    """The row of an attempt, counted from 1, before any stage."""
-    record = attempts.begin(request, attempt, content_hash, run_id)
-    return {
-        "record": record.model_dump_json(),
-        "image": None,
-        "frames": None,
-        "fatal": None,
-        "again": False,
-    }
+@dataclass(frozen=True)
+class FatalError:
+    """An error that would fail every clip of the run."""
+
+    attempt: Attempt
+    message: str
 
 
-def check_image(row: Row) -> Row:
-    """Decode the image of a row with `image`, `height`, `width` and `image_fit`.
+EndedAttempt = ScoredAttempt | FailedAttempt
+State = Attempt | PreparedAttempt | GeneratedAttempt | EndedAttempt | AttemptResult | FatalError
+Row = dict[str, bytes]
+T = TypeVar("T")
 
-    Gives the row's `line`, the `sha256` of the image, and the `problem`, empty where there is none.
-    """
-    try:
-        image = read_image(
-            row["image"], height=row["height"], width=row["width"], fit=row["image_fit"]
-        )
-    except RequestError as error:
-        return {"line": row["line"], "sha256": "", "problem": str(error)}
-    return {"line": row["line"], "sha256": image.sha256, "problem": ""}
+
+def to_row(state: State) -> Row:
+    """A row of a Ray Dataset."""
+    return {"state": pickle.dumps(state, protocol=pickle.HIGHEST_PROTOCOL)}
+
+
+def from_row(row: Row) -> State:
+    """The state that `to_row` packed."""
+    state: State = pickle.loads(row["state"])
+    return state
 
 
 def read(row: Row, run: Run) -> Row:
-    """Read the conditioning image: `image` becomes uint8 [height, width, 3]."""
-
-    def work(row: Row, record: GenerationRecord) -> tuple[Row, GenerationRecord]:
-        request = attempts.seeded_request(record)
-        image = read_image(
-            request.image, height=request.height, width=request.width, fit=request.image_fit
-        )
-        return {**row, "image": image.pixels}, attempts.with_image(record, image)
-
-    return guard("read", work, row, run)
+    """Read the conditioning image."""
+    return _run_stage("read", Attempt, attempts.prepare, row, run)
 
 
 class Generate:
     """The stage that holds the model. Weights load with the first row."""
 
     def __init__(self, run: Run) -> None:
-        from vidgen_ray.batch.worker import ClipWorker  # torch and diffusers
+        from vidgen_ray.cluster.clip_worker import ClipWorker  # imports torch, which takes seconds
 
         self._run = run
-        self._worker = ClipWorker(run)
+        self._open: Callable[[], ClipWorker] = lambda: ClipWorker(run.config, "batch")
+        self._worker: ClipWorker | None = None
 
     def __call__(self, row: Row) -> Row:
-        """`frames` becomes uint8 [num_frames, height, width, 3]."""
-        return guard("generate", self._worker.work, row, self._run)
+        """Make the clip of an attempt."""
+        return _run_stage("generate", PreparedAttempt, self._generate, row, self._run)
+
+    def _generate(self, prepared: PreparedAttempt) -> GeneratedAttempt:
+        worker = self._worker = self._worker or self._open()
+        entry = activity(prepared.attempt.id, "generate")
+
+        def on_step(step: int, num_steps: int) -> None:
+            reserved_gb = worker.vram_reserved_gb()
+            self._run.board.step.remote(
+                replace(entry, step=step, num_steps=num_steps, vram_reserved_gb=reserved_gb)
+            )
+
+        timeout_s = self._run.config.batch.clip_timeout_s
+        return worker.generate(prepared, on_step, timeout_s=timeout_s)
 
 
 def score(row: Row, run: Run) -> Row:
     """Score the clip and judge it."""
+    num_threads = max(1, int(run.config.batch.num_cpus_per_score))
 
-    def work(row: Row, record: GenerationRecord) -> tuple[Row, GenerationRecord]:
-        num_threads = max(1, int(run.config.batch.num_cpus_per_score))
-        video = _video(row, record)
-        quality = run.config.quality
-        return row, attempts.with_score(record, video, row["image"], quality, num_threads)
+    def work(generated: GeneratedAttempt) -> ScoredAttempt:
+        return attempts.score(generated, run.config.quality, num_threads)
 
-    return guard("score", work, row, run)
+    return _run_stage("score", GeneratedAttempt, work, row, run)
 
 
-def save(row: Row, run: Run) -> Row:
-    """Commit the clip and its record, or keep the attempt and ask for another (`again`)."""
+def commit(row: Row, run: Run) -> Row:
+    """Commit the clip and its record, or keep it aside and ask for another attempt."""
 
-    def work(row: Row, record: GenerationRecord) -> tuple[Row, GenerationRecord]:
+    def work(ended: EndedAttempt) -> AttemptResult:
         try:
-            final = _settle(row, record, run)
+            return _commit(ended, run)
         except ArtifactError as error:
-            final = _settle_elsewhere(row, record, run, error)
-        return {**row, "again": final is None}, final or record
+            return _commit_elsewhere(ended, run, error)
+        except Exception as error:  # the clip cannot be encoded
+            logger.exception("%s: cannot be committed", ended.attempt.id)
+            return _commit(attempts.fail(ended.attempt, error, "commit"), run)
 
-    row = guard("save", work, row, run, even_failed=True)
-    return {**row, "image": None, "frames": None}
+    return _run_stage("commit", EndedAttempt, work, row, run)  # type: ignore[arg-type]
 
 
-def guard(name: str, work: Work, row: Row, run: Run, *, even_failed: bool = False) -> Row:
-    """Do `work`, the stage `name`, on a row that is still good; what is raised ends in the row.
+def _run_stage(name: str, expected: type[T], work: Callable[[T], State], row: Row, run: Run) -> Row:
+    """Do `work` on a row whose state is the expected one; an error becomes the row's new state.
 
-    A row that killed its process too often is not tried again: it is quarantined.
+    An attempt that killed its process too often is not tried again: it is quarantined.
     """
-    record = GenerationRecord.model_validate_json(row["record"])
-    if row["fatal"] or (record.error and not even_failed):
+    state = from_row(row)
+    if not isinstance(state, expected) or isinstance(state, AttemptResult):
         return row
+    attempt = state if isinstance(state, Attempt) else state.attempt
+    image = state.image if isinstance(state, PreparedAttempt) else None
     try:
-        num_deaths = begin(run.board, activity(record.id, name))
+        num_deaths = begin(run.board, activity(attempt.id, name))
         if num_deaths >= run.config.batch.max_worker_deaths:
-            message = f"killed its worker {num_deaths} times in stage {name}"
-            record = attempts.failed(record, "WorkerDied", message, name, "quarantined")
-            row = {**row, "frames": None}
-        if even_failed or not record.error:
-            row, record = work(row, record)
+            state = _quarantined(attempt, num_deaths, name)
+        if isinstance(state, expected):
+            state = work(state)
     except (ArtifactError, ConfigError) as error:
-        row = {**row, "fatal": f"{type(error).__name__}: {error}"}
+        state = FatalError(attempt, f"{type(error).__name__}: {error}")
     except VidgenError as error:
-        record = attempts.failed(record, type(error).__name__, str(error), name)
+        state = attempts.fail(attempt, error, name, image)
     except Exception as error:
-        logger.exception("%s: %s failed", record.id, name)
+        logger.exception("%s: %s failed", attempt.id, name)
         message = f"{type(error).__name__}: {error}"
-        record = attempts.failed(record, type(error).__name__, message, name)
+        record = ErrorRecord(kind=type(error).__name__, message=message, stage=name)
+        state = FailedAttempt(attempt, record, image)
     finally:
-        run.board.end.remote(record.id, name)
-    return {**row, "record": record.model_dump_json()}
+        run.board.end.remote(attempt.id, name)
+    return to_row(state)
 
 
-def _settle(row: Row, record: GenerationRecord, run: Run) -> GenerationRecord | None:
+def _quarantined(attempt: Attempt, num_deaths: int, stage: str) -> FailedAttempt:
+    message = f"killed its worker {num_deaths} times in stage {stage}"
+    error = ErrorRecord(kind="WorkerDied", message=message, stage=stage)
+    return FailedAttempt(attempt, error, status="quarantined")
+
+
+def _commit(ended: EndedAttempt, run: Run) -> AttemptResult:
     store = ArtifactStore(run.output)
-    if row["image"] is not None:
-        store.write_thumbnail(record.id, row["image"])
-    video = None if row["frames"] is None else _video(row, record)
-    return attempts.settle(store, record, video, run.config.quality.max_attempts)
+    return commit_or_retry(store, ended, run.config.quality.max_attempts)
 
 
-def _settle_elsewhere(
-    row: Row, record: GenerationRecord, run: Run, error: ArtifactError
-) -> GenerationRecord | None:
-    """One node that lost its storage must not end a run: others may still write.
+def _commit_elsewhere(ended: EndedAttempt, run: Run, error: ArtifactError) -> AttemptResult:
+    """Commit on another node: one that lost its storage must not end a run.
 
-    Raises `error` where no other of a few can.
+    Raises `error` where no other of a few nodes can write.
     """
     here = ray.get_runtime_context().get_node_id()
     others = [
@@ -173,16 +182,11 @@ def _settle_elsewhere(
     ]
     for node_id in others[:_MAX_OTHER_NODES]:
         strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        settle = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(_settle)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(_commit)
         try:
-            final: GenerationRecord | None = ray.get(settle.remote(row, record, run))
+            result: AttemptResult = ray.get(task.remote(ended, run))
         except (ArtifactError, ray.exceptions.RayError):
             continue
-        logger.error("%s: node %s cannot write, another did: %s", record.id, here[:6], error)
-        return final
+        logger.error("%s: node %s cannot write, another did: %s", ended.attempt.id, here[:6], error)
+        return result
     raise ArtifactError(f"{error} (node {here[:6]}, and {len(others)} others)") from error
-
-
-def _video(row: Row, record: GenerationRecord) -> Video:
-    assert record.request is not None
-    return Video(row["frames"], record.request.fps)

@@ -7,7 +7,8 @@ import yaml
 
 from vidgen_ray.config import Config, Profile
 from vidgen_ray.errors import RequestError
-from vidgen_ray.generation.engine import Engine, Generation
+from vidgen_ray.generation.clip_engine import Generation
+from vidgen_ray.generation.engine import Engine
 from vidgen_ray.generation.image_match import psnr_db
 from vidgen_ray.generation.scoring import score_video
 from vidgen_ray.generation.verdict import judge
@@ -41,7 +42,7 @@ def calibrate(
     steps: Sequence[int],
     thresholds: Sequence[float | None],
     min_psnr_db: float,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> list[Trial]:
     """Try every pair of `steps` and `thresholds` on top of `profile`, against the baseline clips of
     `requests` with the same seeds.
@@ -58,7 +59,7 @@ def calibrate(
         plain = request.model_copy(update={"mode": "baseline", "profile": None})
         made = engine.generate(plain)
         expected.append((made.video.frames, _verdict(made, config), made.stages.denoise_s or 0.0))
-        say(f"{request.id}: baseline, {expected[-1][2]:.1f} s of denoising, {expected[-1][1]}")
+        log(f"{request.id}: baseline, {expected[-1][2]:.1f} s of denoising, {expected[-1][1]}")
     trials = []
     for num_steps in steps:
         for threshold in thresholds:
@@ -66,7 +67,7 @@ def calibrate(
             engine.config = tree.model_copy(update={"profiles": {_NAME: changed}})
             trial = _try(engine, requests, expected, num_steps, threshold, min_psnr_db)
             quality = "equal" if trial.psnr_db is None else f"{trial.psnr_db:.1f} dB"
-            say(
+            log(
                 f"{num_steps} steps, step_cache {threshold or 'off'}: {trial.num_computed_steps} "
                 f"computed, {quality}, {'same' if trial.same_verdict else 'another'} verdict, "
                 f"{trial.denoise_s:.1f} s: "
@@ -83,7 +84,7 @@ def choose(trials: Sequence[Trial], min_psnr_db: float) -> Trial | None:
 
 
 def as_profile(name: str, profile: Profile, trial: Trial) -> str:
-    """The profile with the trial's choice, as YAML for a configuration file."""
+    """The profile with the trial's settings, as YAML for a configuration file."""
     chosen = profile.model_copy(
         update={"num_inference_steps": trial.num_inference_steps, "step_cache": trial.step_cache}
     )

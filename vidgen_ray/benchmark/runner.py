@@ -1,28 +1,27 @@
-"""The profiles beside a plain diffusers call: seconds, memory, operations, and what they change.
+"""The profiles measured beside a plain diffusers call: seconds, memory, FLOPs, and differences.
 
 Everything is measured in one process and one run, one contestant after the other, so that ratios
-hold whatever the machine is. Each is compared with the plain call in its own dtype.
+hold on any machine. Each is compared with the plain call in its own dtype.
 """
 
-import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
-import numpy as np
 import torch
 
+from vidgen_ray.benchmark.stock_engine import StockEngine
 from vidgen_ray.config import Config, Dtype
 from vidgen_ray.errors import RequestError, VidgenError
+from vidgen_ray.generation.clip_engine import ClipEngine, Generation
 from vidgen_ray.generation.comparison import compare
 from vidgen_ray.generation.content_hash import find_profile
 from vidgen_ray.generation.engine import Engine
 from vidgen_ray.generation.scoring import score_video
-from vidgen_ray.generation.stage_clock import StageClock
 from vidgen_ray.generation.verdict import judge
-from vidgen_ray.image_io import read_image
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.model.device import (
     choose_device,
@@ -33,45 +32,29 @@ from vidgen_ray.model.device import (
     use_cpu,
 )
 from vidgen_ray.model.flops import ClipFlops, count_flops, matrix_rate
-from vidgen_ray.model.stock import call_stock, load_alternative, load_stock
+from vidgen_ray.model.stock import load_alternative, load_stock
 from vidgen_ray.provenance import versions
 from vidgen_ray.schema import (
     BenchmarkReport,
     BenchmarkRow,
     GenerationRequest,
-    ModelRecord,
     Spread,
     StageTimes,
-    Video,
 )
 
 BASELINE = "baseline"
 
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One measured clip, whoever made it."""
-
-    frames: np.ndarray
-    latents: torch.Tensor | None
-    seconds: dict[str, float]
-    model: ModelRecord | None = None
-
-
-Make = Callable[[GenerationRequest], Clip]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A way to make the clip. `start` loads it, and gives what makes the clip of a request."""
+    """A way to make the clip: the engine that `open_engine` loads, and the request it is given."""
 
     name: str
     request: GenerationRequest
-    image: np.ndarray  # the conditioning image, uint8 [height, width, 3]
     dtype: Dtype
-    start: Callable[[], Make]
+    open_engine: Callable[[], ClipEngine]
 
 
 def run_benchmark(
@@ -84,15 +67,15 @@ def run_benchmark(
     alternatives: Sequence[str] = (),
     repeat: int = 3,
     warm_up_steps: int | None = None,
-    say: Say = lambda _: None,
+    log: Log = lambda _: None,
     on_row: Callable[[BenchmarkRow], None] = lambda _: None,
-) -> tuple[BenchmarkReport, dict[str, Clip]]:
+) -> tuple[BenchmarkReport, dict[str, Generation]]:
     """Measure `request` made plainly, by each profile, and by other pipelines; clips by name.
 
     A profile's own number of steps counts unless `config.pinned` says otherwise. The first clip
     warms up, with `warm_up_steps` steps if given, and is not counted. A contestant that fails
-    keeps its row, with the error; `on_row` hears of each at once. Raises RequestError and
-    ConfigError for bad input.
+    keeps its row, with the error; `on_row` is called with each as it is done. Raises RequestError
+    and ConfigError for bad input.
     """
     checkpoint = open_checkpoint(config.model)
     checkpoint.check_request(request)
@@ -110,25 +93,24 @@ def run_benchmark(
         for dtype in {contestant.dtype for contestant in contestants}
     }
     rows: list[BenchmarkRow] = []
-    clips: dict[str, Clip] = {}
-    plain: dict[Dtype, tuple[BenchmarkRow, Clip]] = {}
+    clips: dict[str, Generation] = {}
+    plain: dict[Dtype, tuple[BenchmarkRow, Generation]] = {}
     for contestant in contestants:
-        say(f"{contestant.name}: loading")
+        log(f"{contestant.name}: loading")
         try:
-            row, clip = _measure(contestant, device, config, repeat, warm_up_steps, say)
+            row, clip = _measure(contestant, device, config, repeat, warm_up_steps, log)
         except VidgenError as error:
-            say(f"{contestant.name}: {error}")
-            rows.append(_row(contestant, error=str(error)))
-            on_row(rows[-1])
-            continue
-        if contestant.name.startswith(BASELINE):
-            plain[contestant.dtype] = row, clip
-        if contestant.name not in alternatives:
-            row = _with_flops(row, flops, rates[contestant.dtype])
-        if contestant.dtype in plain:
-            row = _against(row, clip, *plain[contestant.dtype])
+            log(f"{contestant.name}: {error}")
+            row = _row(contestant, error=str(error))
+        else:
+            clips[row.name] = clip
+            if contestant.name.startswith(BASELINE):
+                plain[contestant.dtype] = row, clip
+            if contestant.name not in alternatives:
+                row = _with_flops(row, flops, rates[contestant.dtype])
+            if contestant.dtype in plain:
+                row = _against(row, clip, *plain[contestant.dtype])
         rows.append(row)
-        clips[row.name] = clip
         on_row(row)
     report = BenchmarkReport(
         created_at=datetime.now(UTC),
@@ -153,9 +135,6 @@ def _contestants(
     alternatives: Sequence[str],
 ) -> list[Contestant]:
     """The baseline in every dtype that is needed, then the profiles, then the others."""
-    image = read_image(
-        request.image, height=request.height, width=request.width, fit=request.image_fit
-    ).pixels
     dtypes: list[Dtype] = [config.model.dtype]
     accelerated = []
     for name in profiles:
@@ -167,54 +146,23 @@ def _contestants(
             wanted = wanted.model_copy(update=update)
         dtype = config.model.under(profile).dtype
         dtypes.append(dtype)
-        accelerated.append(Contestant(name, wanted, image, dtype, _engine(config)))
+        accelerated.append(Contestant(name, wanted, dtype, partial(Engine, config)))
 
     def stock(dtype: Dtype) -> Contestant:
         name = BASELINE if dtype == config.model.dtype else f"{BASELINE} {dtype}"
-        load = lambda: load_stock(checkpoint, dtype, device)  # noqa: E731
-        return Contestant(name, request, image, dtype, _plain(load, image, device))
+        load = partial(load_stock, checkpoint, dtype, device)
+        engine = partial(StockEngine, checkpoint, load, checkpoint.source, dtype, device)
+        return Contestant(name, request, dtype, engine)
 
     def other(name: str) -> Contestant:
         dtype = config.model.dtype
-        load = lambda: load_alternative(name, dtype, device)  # noqa: E731
-        return Contestant(name, request, image, dtype, _plain(load, image, device))
+        load = partial(load_alternative, name, dtype, device)
+        return Contestant(
+            name, request, dtype, partial(StockEngine, checkpoint, load, name, dtype, device)
+        )
 
     plain = [stock(dtype) for dtype in dict.fromkeys(dtypes)] if baseline else []
     return plain + accelerated + [other(name) for name in alternatives]
-
-
-def _engine(config: Config) -> Callable[[], Make]:
-    def start() -> Make:
-        engine = Engine(config)
-
-        def make(request: GenerationRequest) -> Clip:
-            made = engine.generate(request)
-            seconds = made.stages.model_dump(exclude_none=True, exclude={"load_s"})
-            return Clip(made.video.frames, made.latents, seconds, made.model)
-
-        return make
-
-    return start
-
-
-def _plain(
-    load: Callable[[], object], pixels: np.ndarray, device: torch.device
-) -> Callable[[], Make]:
-    stages = {"encode_prompt": "text_s", "prepare_latents": "image_encode_s"}
-    stages["decode_latents"] = "decode_s"
-
-    def start() -> Make:
-        pipeline = load()
-
-        def make(request: GenerationRequest) -> Clip:
-            clock = StageClock(device)
-            with clock.stage("denoise_s"), clock.stages_of(pipeline, stages):
-                clip = call_stock(pipeline, request, pixels)
-            return Clip(clip.frames, clip.latents, clock.seconds)
-
-        return make
-
-    return start
 
 
 def _measure(
@@ -223,47 +171,53 @@ def _measure(
     config: Config,
     repeat: int,
     warm_up_steps: int | None,
-    say: Say,
-) -> tuple[BenchmarkRow, Clip]:
-    """The first clip warms up and counts apart; the others count."""
+    log: Log,
+) -> tuple[BenchmarkRow, Generation]:
+    """The row and the last clip of a contestant. The first clip warms up and counts apart."""
     begun = time.perf_counter()
-    make = contestant.start()
+    engine = contestant.open_engine()
     request = contestant.request
     few = {"num_inference_steps": warm_up_steps or request.num_inference_steps}
-    make(request.model_copy(update=few))
+    engine.generate(request.model_copy(update=few))
     first_clip_s = time.perf_counter() - begun
     reset_peak_vram(device)
     clips = []
     for number in range(repeat):
-        clips.append(make(request))
-        total = sum(clips[-1].seconds.values())
-        say(f"{contestant.name}: clip {number + 1} of {repeat} in {total:.2f} s")
+        clips.append(engine.generate(request))
+        total_s = _seconds(clips[-1])["total"]
+        log(f"{contestant.name}: clip {number + 1} of {repeat} in {total_s:.2f} s")
     peak = peak_vram_gb(device)
-    del make
-    torch.compiler.reset()  # each starts from what is on the disk
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    clip = clips[-1]
-    video = Video(clip.frames, contestant.request.fps)
-    score = score_video(video, num_cores(), contestant.image)
-    verdict, _ = judge(score, config.quality)
-    model = clip.model
-    accelerated = model.acceleration if model else None
-    steps = contestant.request.num_inference_steps
-    seconds = _spreads([{**clip.seconds, "total": sum(clip.seconds.values())} for clip in clips])
+    engine.close()
+    torch.compiler.reset()  # each contestant starts from the compile cache on disk
+    seconds = _spreads([_seconds(clip) for clip in clips])
     row = _row(
         contestant,
-        num_computed_steps=accelerated.num_computed_steps if accelerated else steps,
-        model=model,
         seconds=seconds,
         first_clip_s=first_clip_s,
         clips_per_hour=3600 / seconds["total"].median,
         peak_vram_gb=peak,
-        temporal_score=score.score,
-        verdict=verdict,
+        **_facts(clips[-1], request, config),
     )
-    return row, clip
+    return row, clips[-1]
+
+
+def _facts(clip: Generation, request: GenerationRequest, config: Config) -> dict[str, object]:
+    """What the clip itself says: its model, its steps, its score and verdict."""
+    score = score_video(clip.video, num_cores(), clip.image.pixels)
+    steps = request.num_inference_steps
+    acceleration = clip.model.acceleration
+    return {
+        "num_computed_steps": acceleration.num_computed_steps if acceleration else steps,
+        "model": clip.model,
+        "temporal_score": score.score,
+        "verdict": judge(score, config.quality)[0],
+    }
+
+
+def _seconds(clip: Generation) -> dict[str, float]:
+    """Seconds by stage, and their total, without the time to load."""
+    stages: dict[str, float] = clip.stages.model_dump(exclude_none=True, exclude={"load_s"})
+    return {**stages, "total": sum(stages.values())}
 
 
 def _row(contestant: Contestant, **measured: object) -> BenchmarkRow:
@@ -296,13 +250,17 @@ def _with_flops(row: BenchmarkRow, flops: ClipFlops, rate: float) -> BenchmarkRo
     return row.model_copy(update={"tflop": tflop, "utilisation": utilisation})
 
 
-def _against(row: BenchmarkRow, clip: Clip, plain: BenchmarkRow, plain_clip: Clip) -> BenchmarkRow:
+def _against(
+    row: BenchmarkRow, clip: Generation, plain: BenchmarkRow, plain_clip: Generation
+) -> BenchmarkRow:
     update: dict[str, object] = {
         "speedup": plain.seconds["total"].median / row.seconds["total"].median
     }
-    if clip is not plain_clip and clip.frames.shape == plain_clip.frames.shape:
+    if clip is not plain_clip and clip.video.frames.shape == plain_clip.video.frames.shape:
         latents = clip.latents
         if latents is not None and plain_clip.latents is not None:
             latents = latents if latents.shape == plain_clip.latents.shape else None
-        update["difference"] = compare(clip.frames, plain_clip.frames, latents, plain_clip.latents)
+        update["difference"] = compare(
+            clip.video.frames, plain_clip.video.frames, latents, plain_clip.latents
+        )
     return row.model_copy(update=update)

@@ -187,7 +187,7 @@ def score(
         accepted = verdict == "accepted"
         line = {
             "video": name,
-            "verdict": verdict if accepted else "rejected",
+            "verdict": verdict,
             "reasons": reasons,
             **measured.model_dump(),
         }

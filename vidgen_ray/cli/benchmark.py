@@ -76,11 +76,10 @@ def benchmark(
             baseline=mode != "optimized",
             alternatives=alternative or [],
             repeat=repeat,
-            say=lambda line: _console.print(line, style="dim", highlight=False, markup=False),
+            log=lambda line: _console.print(line, style="dim", highlight=False, markup=False),
         )
     from vidgen_ray.addresses import atomic_path
     from vidgen_ray.benchmark import page as benchmark_page
-    from vidgen_ray.schema import Video
     from vidgen_ray.video_io import write_video
 
     plot, page = csv.with_suffix(".png"), csv.with_suffix(".html")
@@ -88,7 +87,7 @@ def benchmark(
         csv.parent.mkdir(parents=True, exist_ok=True)
         videos = [csv.with_name(f"{csv.stem}-{_file_name(name)}.mp4") for name in clips]
         for path, clip in zip(videos, clips.values(), strict=True):
-            write_video(path, Video(clip.frames, report.request.fps))
+            write_video(path, clip.video)
         artifacts = [path.as_posix() for path in (csv, plot, page, *videos)]
         report = report.model_copy(update={"artifacts": artifacts})
         csv.write_text(benchmark_page.table(report))
@@ -142,7 +141,7 @@ def calibrate(
         steps=numbers,
         thresholds=[threshold or None for threshold in _numbers("thresholds", thresholds)],
         min_psnr_db=min_psnr,
-        say=lambda line: _console.print(line, highlight=False, markup=False),
+        log=lambda line: _console.print(line, highlight=False, markup=False),
     )
     chosen = choose(trials, min_psnr)
     if chosen is None:

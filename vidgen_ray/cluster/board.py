@@ -1,7 +1,7 @@
-"""The board: one small actor where workers say what they are at, and the driver reads it.
+"""The board: one small actor where workers report their progress and the driver reads it.
 
-It also counts how often an id was begun and never ended, which is how a request that kills its
-worker is found out.
+It counts how often a stage of an id began and did not end: so a request that kills its worker is
+identified.
 """
 
 import logging
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Activity:
-    """An id in work: its stage, the process that has it, and how far the denoising is."""
+    """An id being worked on: its stage, the process, and the denoising step."""
 
     id: str
     stage: str
@@ -35,7 +35,7 @@ class Activity:
 
 
 class BoardState:
-    """The actor's state. An entry is left by its stage, or stays when the process dies."""
+    """The actor's state. A stage removes its entry; that of a process which died stays."""
 
     def __init__(self) -> None:
         self._activities: dict[str, Activity] = {}
@@ -47,7 +47,7 @@ class BoardState:
         key = (activity.id, activity.stage)
         before = self._begun[key]
         if before:
-            self._retries.again("worker_lost")
+            self._retries.retried("worker_lost")
         self._begun[key] += 1
         self._activities[activity.id] = activity
         return before
@@ -63,14 +63,14 @@ class BoardState:
         self._activities.pop(clip_id, None)
 
     def activities(self) -> list[Activity]:
-        """What is in work now, the longest first."""
+        """What is being worked on now, the longest first."""
         return sorted(self._activities.values(), key=lambda activity: activity.since)
 
 
 def start_board() -> Any:
-    """A board for this run, on the driver's node: it outlives every worker whose deaths it counts.
+    """A board for this run, on the driver's node, where it outlives the workers it counts.
 
-    It takes no CPU and comes back, empty, should it die.
+    It takes no CPU, and Ray restarts it, empty, when it dies.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 3}
@@ -80,12 +80,12 @@ def start_board() -> Any:
 def begin(board: Any, entry: Activity) -> int:
     """Note on a board that an id enters a stage; how often it entered before without leaving.
 
-    0 where the board is away: what it knew is lost, and work goes on without it.
+    0 while the board is unreachable: its counts are lost, and the work continues.
     """
     try:
         return int(ray.get(board.begin.remote(entry)))
     except ray.exceptions.RayActorError as error:
-        logger.warning("%s: the board is away: %s", entry.id, error)
+        logger.warning("%s: the board is unreachable: %s", entry.id, error)
         return 0
 
 

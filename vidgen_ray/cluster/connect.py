@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster that is named, or one on this machine for the run alone."""
+"""Connecting to Ray: a named cluster, or one on this machine that ends with the run."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from vidgen_ray.config import BatchConfig, EncodingConfig
 from vidgen_ray.errors import ConfigError
 
 _CONNECT_TIMEOUT_S = 10.0
-_OURS: set[str] = set()  # addresses of the clusters that this process started
+_STARTED_HERE: set[str] = set()  # addresses of the clusters that this process started
 
 
 @contextmanager
@@ -25,8 +25,8 @@ def connected(address: str | None) -> Iterator[None]:
     """Within the context this process is a Ray driver.
 
     `address` is a cluster's (`auto`, `host:6379`, `ray://…`); None or `local` starts Ray on this
-    machine and ends it with the context. A connection that is there already is used and kept.
-    Raises ConfigError.
+    machine and ends it with the context. An existing connection is used and kept. Raises
+    ConfigError.
     """
     if ray.is_initialized():
         yield
@@ -45,13 +45,13 @@ def connected(address: str | None) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level="ERROR",
             )
-            _OURS.add(ray.get_runtime_context().gcs_address)
+            _STARTED_HERE.add(ray.get_runtime_context().gcs_address)
         else:
-            _knock(address or "")
+            _connect_tcp(address or "")
             if "RAY_AUTH_MODE" not in os.environ:
                 advice = (
-                    "somebody listens there, and may want a token, as does what `ray start` begins "
-                    "where ~/.ray/auth_token exists: set RAY_AUTH_MODE=token"
+                    "something listens there and may want a token, as a Ray started where "
+                    "~/.ray/auth_token exists does: set RAY_AUTH_MODE=token"
                 )
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -68,16 +68,16 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def is_listening(address: str) -> bool:
-    """Whether somebody accepts a connection at `host:port`."""
+    """Whether a connection to `host:port` is accepted."""
     try:
-        _knock(address)
+        _connect_tcp(address)
     except OSError:
         return False
     return True
 
 
-def _knock(address: str) -> None:
-    """Raise OSError at once where nobody listens at `host:port`: Ray would try for minutes."""
+def _connect_tcp(address: str) -> None:
+    """Raise OSError at once where nothing listens at `host:port`: Ray would try for minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
@@ -85,17 +85,17 @@ def _knock(address: str) -> None:
 
 @contextmanager
 def native_log() -> Iterator[Path]:
-    """Within the context what Ray's C++ core says to stderr goes to the file that is yielded.
+    """Within the context Ray's C++ core logs to the yielded file instead of stderr.
 
-    It is written for Ray's developers, and comes once a second when a process was lost. Python's
-    own stderr stays where it was. The file is removed unless the context ends with an error.
+    Its lines are for Ray's developers, one a second after a process was lost. Python's own stderr
+    is unchanged. The file is removed unless the context ends with an error.
     """
     path = Path(tempfile.gettempdir()) / f"vidgen-ray-{os.getpid()}.log"
     sys.stderr.flush()
     terminal, python_stderr = os.dup(2), sys.stderr
-    with path.open("wb") as file, os.fdopen(os.dup(terminal), "w", buffering=1) as ours:
+    with path.open("wb") as file, os.fdopen(os.dup(terminal), "w", buffering=1) as python_copy:
         os.dup2(file.fileno(), 2)
-        sys.stderr = ours
+        sys.stderr = python_copy
         try:
             yield path
         finally:
@@ -124,10 +124,10 @@ def pool_size(
 ) -> PoolSize:
     """Workers for `num_clips` on the cluster as it is now, and as `batch` lets it grow.
 
-    `reserved_cpus` are left to the other stages: workers that took every CPU would wait for them
-    for ever. A worker of several GPUs needs them on one node, which only its start can tell.
-    `section` is the name of `batch` in the configuration. Raises ConfigError where workers need
-    GPUs and a Ray of this machine alone has none.
+    `reserved_cpus` are left to the other stages: workers that took every CPU would deadlock with
+    them. Whether a worker's GPUs are on one node shows only when it starts. `section` is the name
+    of `batch` in the configuration. Raises ConfigError where workers need GPUs and a Ray started
+    on this machine has none.
     """
     resources = ray.cluster_resources()
     num_gpus = batch.num_gpus_per_worker * gpus_per_clip
@@ -135,7 +135,7 @@ def pool_size(
     room = max(0, int(spare_cpus // batch.num_cpus_per_worker))
     if num_gpus:
         room = min(room, int(resources.get("GPU", 0) // num_gpus))
-    if resources.get("GPU", 0) < num_gpus and _ray_is_ours():
+    if resources.get("GPU", 0) < num_gpus and _ray_started_here():
         ranks = f" for each of model.gpus_per_clip: {gpus_per_clip}" if gpus_per_clip > 1 else ""
         raise ConfigError(
             f"{section}.num_gpus_per_worker: {batch.num_gpus_per_worker:g}{ranks}, but this "
@@ -146,5 +146,5 @@ def pool_size(
     return PoolSize(min(batch.min_workers, most), max(1, min(room, most)), most)
 
 
-def _ray_is_ours() -> bool:
-    return ray.get_runtime_context().gcs_address in _OURS
+def _ray_started_here() -> bool:
+    return ray.get_runtime_context().gcs_address in _STARTED_HERE

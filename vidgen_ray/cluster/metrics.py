@@ -1,4 +1,4 @@
-"""The custom Ray metrics, all in one place. They are exported as `ray_vidgen_...`.
+"""The custom Ray metrics, exported as `ray_vidgen_...`.
 
 `source` is `batch` or `serving`: the same clip means the same in both.
 """
@@ -40,7 +40,7 @@ class DeviceMetrics:
 
 
 class ClipMetrics:
-    """Of attempts at clips, where they are settled."""
+    """Of attempts at clips, where they are committed or rejected."""
 
     def __init__(self, source: Source) -> None:
         self._tags = {"source": source}
@@ -61,12 +61,12 @@ class ClipMetrics:
             ("source", "device", "stage"),
         )
 
-    def settled(self, record: GenerationRecord, *, final: bool) -> None:
+    def attempt_ended(self, record: GenerationRecord, *, final: bool) -> None:
         """Note an attempt with its stages, score and VRAM; one that is not final is retried."""
         if final:
             self._clips.inc(1, {**self._tags, "outcome": record.status})
         else:
-            self._retries.again("rejected")
+            self._retries.retried("rejected")
         for stage, seconds in record.stages.model_dump(exclude_none=True).items():
             self._stage.observe(seconds, {**self._tags, "stage": stage.removesuffix("_s")})
         for stage, peak_gb in record.stage_peaks_gb.items():
@@ -78,13 +78,13 @@ class ClipMetrics:
 
 
 class RetryMetrics:
-    """Of work that is done again."""
+    """Of work that is repeated."""
 
     def __init__(self, source: Source) -> None:
         self._tags = {"source": source}
         self._retries = Counter("vidgen_retries", "Attempts made again.", ("source", "reason"))
 
-    def again(self, reason: Literal["rejected", "worker_lost"]) -> None:
+    def retried(self, reason: Literal["rejected", "worker_lost"]) -> None:
         """Note one more attempt: the clip was rejected, or its worker was lost."""
         self._retries.inc(1, {**self._tags, "reason": reason})
 

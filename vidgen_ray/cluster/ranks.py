@@ -1,7 +1,7 @@
-"""One clip on several devices: a group of rank actors that answers like one engine.
+"""One clip on several devices: a group of rank actors behind the `ClipEngine` protocol.
 
-The ranks lie in a placement group of one node. A rank that dies or hangs fails the clip it was at;
-the next clip gets a new group.
+The ranks are in a placement group on one node. A rank that dies or hangs fails its clip; the next
+clip gets a new group.
 """
 
 import contextlib
@@ -29,17 +29,26 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
+from vidgen_ray.addresses import one_line
+from vidgen_ray.cluster.device_loss import exit_on_device_loss
 from vidgen_ray.config import Config
 from vidgen_ray.errors import ClipCancelled, ClipTimeout, ConfigError, EngineError, VidgenError
-from vidgen_ray.generation.engine import Cancelled, Engine, Generation, OnStep
-from vidgen_ray.image_io import ConditioningImage
+from vidgen_ray.generation.clip_engine import (
+    Cancelled,
+    ClipEngine,
+    Generation,
+    OnStep,
+    StepCallbacks,
+)
+from vidgen_ray.generation.engine import Engine
+from vidgen_ray.image_io import ConditioningImage, read_image
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.schema import GenerationRequest
 
 _PREFIX = "vidgen-ranks"
 _POLL_S = 0.2
-_GRACE_S = 15.0  # for ranks to end a clip that is over for another reason
-_SILENCE_S = 900.0  # of one rank, until the others give up waiting for it
+_GRACE_S = 15.0  # for ranks to stop a clip that another one ended
+_SILENCE_S = 900.0  # how long ranks wait for a silent one
 
 Failure = Exception | None
 
@@ -53,8 +62,8 @@ class Process:
     started_at: float
 
 
-def open_engine(config: Config) -> "Engine | RankGroup":
-    """What makes clips under `config`: an engine here, or a group of ranks. Raises ConfigError."""
+def open_engine(config: Config) -> ClipEngine:
+    """The engine that `config` asks for: one device, or a group of ranks. Raises ConfigError."""
     return Engine(config) if config.model.gpus_per_clip == 1 else RankGroup(config)
 
 
@@ -67,14 +76,14 @@ class Rank:
         self._step = (0, 0)
 
     def address(self) -> str:
-        """Where the others can meet this rank."""
+        """The rendezvous address of the process group."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
         return f"tcp://{ray.util.get_node_ip_address()}:{port}"
 
     def join(self, rank: int, size: int, address: str) -> "Process":
-        """Meet the others; says which process this is."""
+        """Join the process group; says which process this is."""
         from vidgen_ray.model.device import choose_device, num_cores
         from vidgen_ray.model.parallel import join
 
@@ -93,8 +102,6 @@ class Rank:
 
     def generate(self, request: GenerationRequest, image: ConditioningImage) -> Generation | None:
         """Make the clip with the others; rank 0 has it."""
-        import torch
-
         self._stop.clear()
         self._step = (0, request.num_inference_steps)
 
@@ -102,15 +109,11 @@ class Rank:
             self._step = (done, total)
 
         def cancelled() -> bool:
-            # All ranks have to leave at the same step, or those left would wait for the others.
+            # All ranks must leave at the same step, or the rest would wait for them.
             return self._ranks.any(self._stop.is_set())
 
-        try:
+        with exit_on_device_loss():
             made = self._engine.generate(request, on_step, cancelled, image=image)
-        except VidgenError as error:
-            if isinstance(error.__cause__, torch.AcceleratorError):
-                os._exit(1)  # the CUDA context is gone: a new process is needed
-            raise
         return made if self._ranks.rank == 0 else None
 
     def step(self) -> tuple[int, int]:
@@ -123,7 +126,7 @@ class Rank:
 
 
 class RankGroup:
-    """`gpus_per_clip` ranks with the calls of `Engine`. For one thread at a time."""
+    """`gpus_per_clip` ranks as one `ClipEngine`. For one thread at a time."""
 
     def __init__(self, config: Config) -> None:
         """Ranks start with the first clip, or `load`. Raises ConfigError."""
@@ -147,47 +150,45 @@ class RankGroup:
         on_step: OnStep | None = None,
         cancelled: Cancelled | None = None,
         *,
-        image: ConditioningImage,
+        image: ConditioningImage | None = None,
         timeout_s: float | None = None,
     ) -> Generation:
-        """Make the clip of `request`, as `Engine.generate` does, and with its errors."""
+        """Make the clip of `request`; see `ClipEngine.generate`."""
         self.checkpoint.check_request(request)
         self._start()
+        image = image or read_image(
+            request.image, height=request.height, width=request.width, fit=request.image_fit
+        )
         image_ref = ray.put(image)
         work = [rank.generate.remote(request, image_ref) for rank in self._ranks]
-        begun, told = time.monotonic(), 0
+        callbacks = StepCallbacks(on_step, cancelled, timeout_s)
+        reported = 0
         reason: VidgenError | None = None
-        while True:
+        while reason is None:
             done, waiting = ray.wait(work, num_returns=len(work), timeout=_POLL_S)
             if not waiting or any(_failure(ref) for ref in done):
                 break
-            if on_step and (step := self._step())[0] > told:
-                told = step[0]
-                on_step(*step)
-            if cancelled and cancelled():
-                reason = ClipCancelled("the clip was cancelled by its caller")
-            elif timeout_s is not None and time.monotonic() - begun > timeout_s:
-                reason = ClipTimeout(
-                    f"the clip took longer than its limit of {timeout_s:g} s; raise "
-                    "batch.clip_timeout_s, or use fewer steps or a faster profile"
-                )
-            if reason:
+            step = self._step()
+            try:
+                if step[0] > reported:
+                    reported = step[0]
+                    callbacks.step(*step)
+                callbacks.check()
+            except (ClipCancelled, ClipTimeout) as stopped:
+                reason = stopped
                 for rank in self._ranks:
                     rank.stop.remote()
-                break
-        made = self._all(work, reason)
-        if on_step and told < request.num_inference_steps:
+        generation: Generation = self._all(work, reason)[0]
+        if on_step and reported < request.num_inference_steps:
             on_step(request.num_inference_steps, request.num_inference_steps)
-        assert made[0] is not None
-        generation: Generation = made[0]
         return generation
 
     def close(self) -> None:
-        """End the ranks and give their devices back."""
+        """End the ranks and free their devices."""
         for rank in self._ranks:
             ray.kill(rank)
         for process in self.processes:
-            _on_its_node(_end, process)  # one that hangs does not hear Ray
+            _on_its_node(_end, process)  # one that hangs does not react to Ray
         self._ranks, self.processes = [], []
         if self._group is not None:
             remove_placement_group(self._group)
@@ -224,7 +225,7 @@ class RankGroup:
             address = ray.get(self._ranks[0].address.remote())
         except RayActorError as error:
             self.close()
-            raise EngineError(f"a rank died while it started: {_first_line(error)}") from error
+            raise EngineError(f"a rank died while it started: {one_line(error)}") from error
         self.processes = self._all(
             [rank.join.remote(index, self._size, address) for index, rank in enumerate(self._ranks)]
         )
@@ -233,13 +234,13 @@ class RankGroup:
         try:
             step: tuple[int, int] = ray.get(self._ranks[0].step.remote(), timeout=5)
         except (RayActorError, ray.exceptions.GetTimeoutError):
-            return 0, 0  # what has become of the rank its work will tell
+            return 0, 0  # the rank's own call reports what happened to it
         return step
 
     def _all(self, work: Sequence[Any], reason: VidgenError | None = None) -> list[Any]:
-        """Results of every rank. One failure, or a reason to stop, gives the others a short while.
+        """Results of every rank. After a failure, or a reason to stop, the others have a grace.
 
-        Ranks that all ended by themselves stay; otherwise the group goes. Raises what went wrong.
+        Ranks that all ended by themselves are kept; else the group is closed. Raises the error.
         """
         done, waiting = ray.wait(list(work), num_returns=len(work), timeout=0)
         while waiting and reason is None and not any(_failure(ref) for ref in done):
@@ -253,13 +254,13 @@ class RankGroup:
             raise reason
         dead = [failure for failure in failures if isinstance(failure, RayActorError)]
         for failure in failures:
-            # Beside a dead rank, what the others complain of is only that it is gone.
+            # Beside a dead rank, the errors of the others only say that it is gone.
             if isinstance(failure, VidgenError) and not dead:
                 raise failure
         if failures:
             first = (dead or failures)[0]
             raise EngineError(
-                f"a rank of {self._size} failed: {_first_line(first)}; the next clip gets new ones"
+                f"a rank of {self._size} failed: {one_line(first)}; the next clip gets new ones"
             ) from first
         results: list[Any] = ray.get(list(work))
         return results
@@ -279,13 +280,13 @@ def _failure(ref: Any) -> Failure:
 
 
 def _group_name() -> str:
-    """Says which process the group belongs to: Ray keeps it though its maker is killed."""
+    """Names the owning process: Ray keeps a group whose owner was killed."""
     this = _this_process()
     return f"{_PREFIX}/{this.node}/{this.pid}/{this.started_at}/{time.monotonic_ns()}"
 
 
 def _remove_orphans() -> None:
-    """Remove the groups whose makers are gone, and free their devices."""
+    """Remove the groups whose owners are gone, and free their devices."""
     alive_nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     for entry in placement_group_table().values():
         name, state = entry["name"], entry["state"]
@@ -294,7 +295,7 @@ def _remove_orphans() -> None:
         _, node, pid, started_at, _ = name.split("/")
         if node in alive_nodes and _is_running(Process(node, int(pid), float(started_at))):
             continue
-        with contextlib.suppress(ValueError):  # somebody else was quicker
+        with contextlib.suppress(ValueError):  # another process removed it first
             remove_placement_group(get_placement_group(name))
 
 
@@ -306,7 +307,7 @@ def _is_running(process: Process) -> bool:
 
 
 def _on_its_node(work: Callable[[Process], bool], process: Process) -> Any:
-    """Do `work` beside the process; the reference to what comes of it."""
+    """Run `work` on the node of `process`; the reference to its result."""
     place = NodeAffinitySchedulingStrategy(process.node, soft=False)
     return ray.remote(num_cpus=0)(work).options(scheduling_strategy=place).remote(process)
 
@@ -329,7 +330,3 @@ def _end(process: Process) -> bool:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
     return there
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

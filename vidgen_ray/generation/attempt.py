@@ -1,182 +1,212 @@
-"""One attempt at a clip, from its first record to a committed one or to the wish for another.
-
-A record under construction says `failed` until its clip is judged, then `accepted`, or
-`needs_review` for a clip that was rejected. Batch, serving and the command line share this.
-"""
+"""One attempt at a clip as typed steps: to make, prepared, generated, scored, or failed."""
 
 import time
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vidgen_ray.config import QualityConfig
-from vidgen_ray.generation.artifacts import ArtifactStore, attempt_name
+from vidgen_ray.config import Config, QualityConfig
+from vidgen_ray.generation.clip_engine import Cancelled, ClipEngine, Generation, OnStep
+from vidgen_ray.generation.content_hash import hash_content
 from vidgen_ray.generation.scoring import score_video
-from vidgen_ray.generation.verdict import best_attempt, judge
-from vidgen_ray.image_io import ConditioningImage
+from vidgen_ray.generation.verdict import judge
+from vidgen_ray.image_io import ConditioningImage, read_image
 from vidgen_ray.provenance import versions
 from vidgen_ray.schema import (
-    AttemptRecord,
     ErrorRecord,
     GenerationRecord,
     GenerationRequest,
     ImageRecord,
-    Status,
-    Video,
+    TemporalScore,
     attempt_seed,
 )
 
-if TYPE_CHECKING:  # the engine imports torch, which scoring workers do without
-    from vidgen_ray.generation.engine import Generation
+if TYPE_CHECKING:
+    from vidgen_ray.model.checkpoint import Checkpoint
 
 
-def begin(
-    request: GenerationRequest, attempt: int, content_hash: str, run_id: str
-) -> GenerationRecord:
-    """The record of an attempt, counted from 1, before anything is done."""
-    return GenerationRecord(
-        id=request.id,
-        status="failed",
-        content_hash=content_hash,
-        request=request,
-        seed=attempt_seed(request.seed, attempt),
-        attempt=attempt,
-        created_at=datetime.now(UTC),
-        run_id=run_id,
-        versions=versions(),
-    )
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt to make, counted from 1. Attempts with equal `content_hash` make one clip."""
+
+    request: GenerationRequest
+    number: int
+    run_id: str
+    content_hash: str = ""
+
+    @property
+    def id(self) -> str:
+        """The clip's id."""
+        return self.request.id
+
+    @property
+    def seed(self) -> int:
+        """This attempt's own seed."""
+        return attempt_seed(self.request.seed, self.number)
+
+    def retry(self) -> "Attempt":
+        """The attempt after this one."""
+        return replace(self, number=self.number + 1)
 
 
-def seeded_request(record: GenerationRecord) -> GenerationRequest:
-    """The request with this attempt's own seed, for the engine."""
-    assert record.request is not None
-    return record.request.model_copy(update={"seed": record.seed})
+@dataclass(frozen=True)
+class PreparedAttempt:
+    """An attempt whose conditioning image is read."""
+
+    attempt: Attempt
+    image: ConditioningImage
 
 
-def with_image(record: GenerationRecord, image: ConditioningImage) -> GenerationRecord:
-    """The record with the facts of its conditioning image."""
-    assert record.request is not None
-    facts = ImageRecord(
-        path=record.request.image, sha256=image.sha256, width=image.width, height=image.height
-    )
-    return record.model_copy(update={"image": facts})
+@dataclass(frozen=True)
+class GeneratedAttempt:
+    """An attempt with its clip; `versions` are of the machine that made it."""
+
+    attempt: Attempt
+    generation: Generation
+    versions: dict[str, str]
 
 
-def with_generation(record: GenerationRecord, generation: "Generation") -> GenerationRecord:
-    """The record with what the engine measured; the pixels stay out of it."""
-    return record.model_copy(
-        update={
-            "model": generation.model,
-            "adapter": generation.adapter,
-            "stages": generation.stages,
-            "peak_vram_gb": generation.peak_vram_gb,
-            "stage_peaks_gb": generation.stage_peaks_gb,
-            "device": generation.device,
-            "versions": versions(),
-        }
-    )
+@dataclass(frozen=True)
+class ScoredAttempt:
+    """An attempt with its clip and verdict: accepted where there are no `reasons` against it.
 
-
-def with_score(
-    record: GenerationRecord,
-    video: Video,
-    image: np.ndarray,
-    quality: QualityConfig,
-    num_threads: int,
-) -> GenerationRecord:
-    """The record with the clip's score and verdict. `image` is the conditioning image's pixels.
-
-    A clip that cannot be scored is rejected with the reason, so that a person looks at it.
+    `score` is None for a clip that could not be scored, which is rejected.
     """
+
+    attempt: Attempt
+    generation: Generation
+    versions: dict[str, str]
+    score: TemporalScore | None
+    reasons: list[str]
+    score_s: float
+
+    @property
+    def accepted(self) -> bool:
+        """The verdict."""
+        return not self.reasons
+
+
+@dataclass(frozen=True)
+class FailedAttempt:
+    """An attempt that ended without a clip."""
+
+    attempt: Attempt
+    error: ErrorRecord
+    image: ConditioningImage | None = None
+    status: Literal["failed", "quarantined"] = "failed"
+    versions: dict[str, str] = field(default_factory=versions)
+
+
+def prepare(attempt: Attempt) -> PreparedAttempt:
+    """Read the conditioning image. Raises RequestError."""
+    request = attempt.request
+    image = read_image(
+        request.image, height=request.height, width=request.width, fit=request.image_fit
+    )
+    return PreparedAttempt(attempt, image)
+
+
+def with_content_hash(
+    prepared: PreparedAttempt, config: Config, checkpoint: "Checkpoint"
+) -> PreparedAttempt:
+    """The attempt with the hash of its content. Raises RequestError for an adapter at fault."""
+    from vidgen_ray.model.adapters import open_adapter  # torch and diffusers, which take seconds
+
+    attempt = prepared.attempt
+    lora = attempt.request.lora
+    adapter_sha256 = open_adapter(lora, checkpoint).sha256 if lora else None
+    digest = hash_content(
+        attempt.request, prepared.image.sha256, adapter_sha256, config, checkpoint
+    )
+    return replace(prepared, attempt=replace(attempt, content_hash=digest))
+
+
+def generate(
+    engine: ClipEngine,
+    prepared: PreparedAttempt,
+    on_step: OnStep | None = None,
+    cancelled: Cancelled | None = None,
+    timeout_s: float | None = None,
+) -> GeneratedAttempt:
+    """Make the clip with this attempt's own seed. Raises what `ClipEngine.generate` raises."""
+    attempt = prepared.attempt
+    request = attempt.request.model_copy(update={"seed": attempt.seed})
+    generation = engine.generate(
+        request, on_step, cancelled, image=prepared.image, timeout_s=timeout_s
+    )
+    return GeneratedAttempt(attempt, replace(generation, latents=None), versions())
+
+
+def score(generated: GeneratedAttempt, quality: QualityConfig, num_threads: int) -> ScoredAttempt:
+    """Measure and judge the clip. One that cannot be scored is rejected with the reason."""
     start = time.perf_counter()
+    generation = generated.generation
+    measured: TemporalScore | None = None
     try:
-        score = score_video(video, num_threads, image)
-        verdict, reasons = judge(score, quality)
-    except Exception as error:  # the clip is there, whatever became of its score
-        score, verdict = None, "retry"
+        measured = score_video(generation.video, num_threads, generation.image.pixels)
+        _, reasons = judge(measured, quality)
+    except Exception as error:  # the clip exists, so a person can look at it
         reasons = [f"scoring failed: {type(error).__name__}: {error}"]
-    seconds = time.perf_counter() - start
-    return record.model_copy(
-        update={
-            "score": score,
-            "status": "accepted" if verdict == "accepted" else "needs_review",
-            "reasons": reasons,
-            "stages": record.stages.model_copy(update={"score_s": seconds}),
-        }
+    return ScoredAttempt(
+        generated.attempt,
+        generation,
+        generated.versions,
+        measured,
+        reasons,
+        time.perf_counter() - start,
     )
 
 
-def failed(
-    record: GenerationRecord, kind: str, message: str, stage: str, status: Status = "failed"
-) -> GenerationRecord:
-    """The record of an attempt that ended without a clip."""
-    error = ErrorRecord(kind=kind, message=message, stage=stage)
-    return record.model_copy(update={"status": status, "error": error})
-
-
-def settle(
-    store: ArtifactStore, record: GenerationRecord, video: Video | None, max_attempts: int
-) -> GenerationRecord | None:
-    """Store an attempt and decide. Returns the committed record; None asks for another attempt.
-
-    A rejected clip waits for better ones until `max_attempts`; then the best of all is committed
-    for review. Raises ArtifactError.
-    """
-    record = record.model_copy(
-        update={"attempts": [_attempt_record(record)], "created_at": datetime.now(UTC)}
-    )
-    assert record.attempt is not None
-    if record.status == "needs_review" and record.attempt < max_attempts:
-        name = attempt_name(record.id, record.attempt)
-        store.save_attempt(_with_clip(store, record, video, name))
-        return None
-    earlier = [
-        attempt
-        for attempt in store.read_attempts(record.id)
-        if attempt.content_hash == record.content_hash and attempt.attempt != record.attempt
-    ]
-    kept = _choose(record, earlier)
-    if kept is record:
-        final = _with_clip(store, record, video, f"{record.id}.mp4")
-    else:
-        final = store.promote(kept)
-    tried = [entry for attempt in [*earlier, record] for entry in attempt.attempts]
-    final = final.model_copy(update={"attempts": tried})
-    store.commit(final)
-    return final
-
-
-def _attempt_record(record: GenerationRecord) -> AttemptRecord:
-    assert record.attempt is not None
-    assert record.seed is not None
-    return AttemptRecord(
-        attempt=record.attempt,
-        seed=record.seed,
-        temporal_score=record.score.score if record.score else None,
-        verdict="accepted" if record.status == "accepted" else "retry",
+def fail(
+    attempt: Attempt, error: Exception, stage: str, image: ConditioningImage | None = None
+) -> FailedAttempt:
+    """The attempt that `error` ended in `stage`."""
+    return FailedAttempt(
+        attempt, ErrorRecord(kind=type(error).__name__, message=str(error), stage=stage), image
     )
 
 
-def _choose(record: GenerationRecord, earlier: list[GenerationRecord]) -> GenerationRecord:
-    """The attempt to keep: an accepted one, else the best that has a clip."""
-    if record.status == "accepted" or not earlier:
-        return record
-    if record.status == "needs_review":
-        candidates = [*earlier, record]
-        return candidates[best_attempt([candidate.score for candidate in candidates])]
-    best = earlier[best_attempt([attempt.score for attempt in earlier])]
-    assert record.error is not None
-    reason = f"attempt {record.attempt} failed: {record.error.message}"
-    return best.model_copy(update={"reasons": [*best.reasons, reason]})
+def to_record(ended: ScoredAttempt | FailedAttempt) -> GenerationRecord:
+    """Everything known about an attempt, but for the files that are made of it."""
+    attempt = ended.attempt
+    common = {
+        "id": attempt.id,
+        "content_hash": attempt.content_hash,
+        "request": attempt.request,
+        "seed": attempt.seed,
+        "attempt": attempt.number,
+        "created_at": datetime.now(UTC),
+        "run_id": attempt.run_id,
+        "versions": ended.versions,
+    }
+    if isinstance(ended, FailedAttempt):
+        image = ended.image and _image_record(attempt.request, ended.image)
+        return GenerationRecord(**common, status=ended.status, image=image, error=ended.error)
+    generation = ended.generation
+    return GenerationRecord(
+        **common,
+        status="accepted" if ended.accepted else "needs_review",
+        image=_image_record(attempt.request, generation.image),
+        model=generation.model,
+        adapter=generation.adapter,
+        stages=generation.stages.model_copy(update={"score_s": ended.score_s}),
+        peak_vram_gb=generation.peak_vram_gb,
+        stage_peaks_gb=generation.stage_peaks_gb,
+        device=generation.device,
+        score=ended.score,
+        reasons=ended.reasons,
+    )
 
 
-def _with_clip(
-    store: ArtifactStore, record: GenerationRecord, video: Video | None, name: str
-) -> GenerationRecord:
-    if video is None:
-        return record
-    start = time.perf_counter()
-    artifact = store.write_clip(name, video)
-    stages = record.stages.model_copy(update={"save_s": time.perf_counter() - start})
-    return record.model_copy(update={"artifact": artifact, "stages": stages})
+def image_pixels(ended: ScoredAttempt | FailedAttempt) -> np.ndarray | None:
+    """The conditioning image, uint8 [height, width, 3]; None where it could not be read."""
+    image = ended.image if isinstance(ended, FailedAttempt) else ended.generation.image
+    return None if image is None else image.pixels
+
+
+def _image_record(request: GenerationRequest, image: ConditioningImage) -> ImageRecord:
+    return ImageRecord(
+        path=request.image, sha256=image.sha256, width=image.width, height=image.height
+    )

@@ -1,4 +1,4 @@
-"""What decides a clip's pixels: the profile it is made with, and the hash of all that counts."""
+"""What decides a clip's pixels: its profile, and the hash over the request, weights and options."""
 
 import hashlib
 import json

@@ -1,9 +1,7 @@
-"""The engine: one request in, one video out, with what it took. Every way to a clip goes here."""
+"""The engine on one device: one request in, one video out, with how it was made."""
 
 import gc
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +10,11 @@ from PIL import Image
 
 from vidgen_ray.config import Config, GenerationDefaults, LoRA, Profile
 from vidgen_ray.errors import (
-    ClipCancelled,
-    ClipTimeout,
     EngineError,
     OutOfMemory,
     VidgenError,
 )
+from vidgen_ray.generation.clip_engine import Cancelled, Generation, OnStep, StepCallbacks
 from vidgen_ray.generation.content_hash import find_profile
 from vidgen_ray.generation.stage_clock import StageClock
 from vidgen_ray.image_io import ConditioningImage, read_image
@@ -37,7 +34,7 @@ from vidgen_ray.model.device import (
     is_out_of_memory,
     use_cpu,
 )
-from vidgen_ray.model.parallel import Ranks
+from vidgen_ray.model.parallel import RankMesh
 from vidgen_ray.model.positions import positions_for
 from vidgen_ray.schema import (
     AdapterRecord,
@@ -50,39 +47,19 @@ from vidgen_ray.schema import (
 if TYPE_CHECKING:
     from vidgen_ray.model.checkpoint import Pipeline
 
-OnStep = Callable[[int, int], None]
-Cancelled = Callable[[], bool]
-
 _PROMPTS_KEPT = 32  # embeddings of 4 MB at full size
 _NO_FRAMES = torch.empty(0, 0, 0, 3, dtype=torch.uint8)  # of a rank that leaves decoding to another
 
 
-@dataclass(frozen=True)
-class Generation:
-    """A video and the facts of its making. `peak_vram_gb` is in units of 1e9 bytes.
-
-    `latents` [1, F, C, h, w] are what was decoded, on the CPU.
-    """
-
-    video: Video
-    latents: torch.Tensor
-    image: ConditioningImage
-    model: ModelRecord
-    adapter: AdapterRecord | None
-    stages: StageTimes
-    peak_vram_gb: float | None
-    stage_peaks_gb: dict[str, float]
-    device: str
-
-
 class Engine:
-    """One model on one device. Calls from several threads wait for each other.
+    """One model on one device: a `ClipEngine`. Calls from several threads wait for each other.
 
     A pipeline stays loaded between requests; a request whose options need another one (dtype,
-    scheduler, offload, tiling, speed-ups) reloads it, so that nothing of one clip reaches the next.
+    scheduler, offload, tiling, speed-ups) reloads it, so that no state of one clip reaches the
+    next.
     """
 
-    def __init__(self, config: Config, ranks: Ranks | None = None) -> None:
+    def __init__(self, config: Config, ranks: RankMesh | None = None) -> None:
         """Find the checkpoint and the device; weights load with the first request, or `load`.
 
         With `ranks`, every one of them must be given the same calls. Raises ConfigError.
@@ -107,7 +84,7 @@ class Engine:
             profile = self.config.profiles.get(defaults.profile or self.config.default_profile)
         clock = StageClock(self.device)
         with self._lock:
-            self._ready(self._options_for(profile, _num_pixels(defaults)), None, clock)
+            self._pipeline_for(self._options_for(profile, _num_pixels(defaults)), None, clock)
         return clock.seconds.get("load_s", 0.0)
 
     def generate(
@@ -119,33 +96,31 @@ class Engine:
         image: ConditioningImage | None = None,
         timeout_s: float | None = None,
     ) -> Generation:
-        """Make the clip of `request`.
+        """Make the clip of `request`; see `ClipEngine.generate`.
 
-        `on_step(done, total)` is called after each denoising step; `cancelled()` is asked between
-        steps. `image` saves reading `request.image` again. The noise comes from a CPU generator
-        seeded with `request.seed`, so it is the same on every device.
-
-        Raises RequestError before any step where the request is at fault, ClipCancelled,
-        ClipTimeout, OutOfMemory, and EngineError for anything else.
+        The noise comes from a CPU generator seeded with `request.seed`, so it is the same on every
+        device.
         """
         self.checkpoint.check_request(request)
         profile = find_profile(request, self.config)
-        worn = None
+        active_lora = None
         if request.lora:
-            worn = Worn(adapters.open_adapter(request.lora, self.checkpoint), request.lora)
+            active_lora = ActiveLoRA(
+                adapters.open_adapter(request.lora, self.checkpoint), request.lora
+            )
         if image is None:
             image = read_image(
                 request.image, height=request.height, width=request.width, fit=request.image_fit
             )
-        clip = _Clip(request, image, worn, _Watch(on_step, cancelled, timeout_s))
+        call = _Call(request, image, active_lora, StepCallbacks(on_step, cancelled, timeout_s))
         clock = StageClock(self.device)
         with self._lock:
             options = self._options_for(profile, _num_pixels(request))
-            made = self._attempt(clip, options, clock)
+            made = self._generate_with(call, options, clock)
             fell_back = made is None and options.dtype == "float16"
             if fell_back:
                 options = replace(options, dtype="bfloat16")
-                made = self._attempt(clip, options, clock)
+                made = self._generate_with(call, options, clock)
             if made is None:
                 raise EngineError(
                     f"{request.id}: the model's output is not finite in {options.dtype}; "
@@ -156,7 +131,7 @@ class Engine:
                 latents=made.latents.cpu(),
                 image=image,
                 model=self._model_record(options, fell_back, made.num_computed_steps),
-                adapter=worn.record() if worn else None,
+                adapter=active_lora.record() if active_lora else None,
                 stages=StageTimes(**clock.seconds),
                 peak_vram_gb=max(clock.peaks_gb.values(), default=None),
                 stage_peaks_gb={
@@ -165,14 +140,21 @@ class Engine:
                 device=describe_device(self.device),
             )
 
-    def _attempt(self, clip: "_Clip", options: Options, clock: StageClock) -> "_Made | None":
-        """What was made; None when it is not finite."""
+    def close(self) -> None:
+        """Free the device's memory."""
+        with self._lock:
+            self._unload()
+
+    def _generate_with(
+        self, call: "_Call", options: Options, clock: StageClock
+    ) -> "_Decoded | None":
+        """The decoded clip; None when it is not finite."""
         try:
-            pipeline = self._ready(options, clip.worn, clock)
+            pipeline = self._pipeline_for(options, call.active_lora, clock)
             try:
                 with torch.no_grad():
-                    made = self._run(pipeline, clip, clock)
-                self._keep_compiled()
+                    made = self._run(pipeline, call, clock)
+                self._save_compile_cache()
                 return made
             finally:
                 # Offloaded parts go back and step caches are emptied, whatever ended the clip.
@@ -182,25 +164,25 @@ class Engine:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise EngineError(
-                    f"{clip.request.id}: {type(error).__name__} in {_stage(clock)}: {error}"
+                    f"{call.request.id}: {type(error).__name__} in {_stage(clock)}: {error}"
                 ) from error
         # Outside the handler, where no traceback keeps tensors of the failed clip alive.
-        advice = _out_of_memory_advice(clip.request, options, self.device, clock)
+        advice = _out_of_memory_advice(call.request, options, self.device, clock)
         self._unload()
         raise OutOfMemory(advice)
 
-    def _run(self, pipeline: "Pipeline", clip: "_Clip", clock: StageClock) -> "_Made | None":
-        request, watch = clip.request, clip.watch
+    def _run(self, pipeline: "Pipeline", call: "_Call", clock: StageClock) -> "_Decoded | None":
+        request, callbacks = call.request, call.callbacks
         assert self._loaded is not None
         denoiser = self._loaded.applied.denoiser
         if denoiser:
             denoiser.begin()
-        watch.check()
+        callbacks.check()
         with clock.stage("text_s"):
             prompt_embeds, negative_prompt_embeds = self._encode(pipeline, request)
 
         def after_step(_pipeline: "Pipeline", step: int, _t: Any, tensors: dict[str, Any]) -> Any:
-            watch.step(step + 1, request.num_inference_steps)
+            callbacks.step(step + 1, request.num_inference_steps)
             return tensors
 
         shape = {name: getattr(request, name) for name in ("num_frames", "height", "width")}
@@ -210,7 +192,7 @@ class Engine:
             positions_for(pipeline.transformer, self.checkpoint, **shape),
         ):
             latents = pipeline(
-                image=Image.fromarray(clip.image.pixels),
+                image=Image.fromarray(call.image.pixels),
                 prompt_embeds=prompt_embeds,
                 negative_prompt_embeds=negative_prompt_embeds,
                 num_inference_steps=request.num_inference_steps,
@@ -223,7 +205,7 @@ class Engine:
             ).frames
         if not torch.isfinite(latents).all():
             return None
-        watch.check()
+        callbacks.check()
         num_computed = denoiser.num_computed if denoiser else request.num_inference_steps
         with clock.stage("decode_s"):
             video = None
@@ -233,12 +215,12 @@ class Engine:
             if self._ranks.any(wrong) if self._ranks else wrong:
                 return None
             frames = _NO_FRAMES if video is None else _to_uint8(video)
-            return _Made(frames, latents, num_computed)
+            return _Decoded(frames, latents, num_computed)
 
     def _encode(
         self, pipeline: "Pipeline", request: GenerationRequest
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Embeddings of the prompts; those of the last ones are kept."""
+        """Embeddings of the prompts, cached for the last few."""
         assert self._loaded is not None
         kept = self._loaded.prompts
         key = (request.prompt, request.negative_prompt, request.guidance_scale > 1.0)
@@ -253,8 +235,8 @@ class Engine:
             )
         return kept[key]
 
-    def _keep_compiled(self) -> None:
-        """Save what was compiled, once a clip has run through all of it."""
+    def _save_compile_cache(self) -> None:
+        """Save the compiled code once a clip has run through all of it."""
         assert self._loaded is not None
         cache = self._loaded.applied.compile_cache
         if cache and (self._ranks is None or self._ranks.rank == 0):
@@ -270,8 +252,10 @@ class Engine:
             )
         return self._choices[key]
 
-    def _ready(self, options: Options, worn: "Worn | None", clock: StageClock) -> "Pipeline":
-        """The pipeline with these options and this adapter, loaded anew only where it must be."""
+    def _pipeline_for(
+        self, options: Options, active_lora: "ActiveLoRA | None", clock: StageClock
+    ) -> "Pipeline":
+        """The pipeline with these options and this adapter, reloaded only where it must be."""
         if self._loaded is None or self._loaded.options != options:
             self._unload()
             with clock.stage("load_s"):
@@ -283,29 +267,28 @@ class Engine:
                     options,
                     self.device,
                     compile_cache=self.config.model.compile_cache,
-                    ranks=self._ranks,
+                    mesh=self._ranks,
                 )
                 self._loaded = _Loaded(options, pipeline, applied)
                 hashing.join()
-        if self._loaded.worn != worn:
+        if self._loaded.active_lora != active_lora:
             loaded, self._loaded = self._loaded, None  # a half-changed pipeline is never used again
-            self._change(loaded, worn)
-            self._loaded = replace(loaded, worn=worn)
+            self._switch_lora(loaded, active_lora)
+            self._loaded = replace(loaded, active_lora=active_lora)
         return self._loaded.pipeline
 
-    def _change(self, loaded: "_Loaded", worn: "Worn | None") -> None:
-        """Take off the adapter that is worn, and put on another."""
-        pipeline, folds = loaded.pipeline, loaded.options.folds_adapters
-        if loaded.worn:
-            if folds:
-                adapters.fold_out(pipeline, loaded.worn.adapter, self.checkpoint)
-            else:
-                adapters.take_off(pipeline)
-        if worn:
-            if folds:
-                adapters.fold_in(pipeline, worn.adapter, worn.lora.scale, self.checkpoint)
-            else:
-                adapters.put_on(pipeline, worn.adapter, worn.lora.scale)
+    def _switch_lora(self, loaded: "_Loaded", active_lora: "ActiveLoRA | None") -> None:
+        """Unload the active LoRA and load another, fused into the weights where the options ask."""
+        pipeline, fuses = loaded.pipeline, loaded.options.fuses_adapters
+        if loaded.active_lora and fuses:
+            adapters.unfuse_lora(pipeline, loaded.active_lora.adapter, self.checkpoint)
+        elif loaded.active_lora:
+            adapters.unload_lora(pipeline)
+        if active_lora and fuses:
+            scale = active_lora.lora.scale
+            adapters.fuse_lora(pipeline, active_lora.adapter, scale, self.checkpoint)
+        elif active_lora:
+            adapters.load_lora(pipeline, active_lora.adapter, active_lora.lora.scale)
 
     def _unload(self) -> None:
         if self._loaded and self._loaded.applied.compiled:
@@ -335,8 +318,8 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Worn:
-    """An adapter and how it is worn."""
+class ActiveLoRA:
+    """The adapter that acts on the loaded pipeline, and its weight."""
 
     adapter: Adapter
     lora: LoRA
@@ -350,14 +333,14 @@ class _Loaded:
     options: Options
     pipeline: "Pipeline"
     applied: Applied
-    worn: Worn | None = None
+    active_lora: ActiveLoRA | None = None
     prompts: dict[tuple[str, str, bool], tuple[torch.Tensor, torch.Tensor | None]] = field(
         default_factory=dict
     )
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Decoded:
     """Frames as uint8 [F, H, W, 3] on the CPU, the latents they came from, and the steps that were
     computed in full."""
 
@@ -367,38 +350,11 @@ class _Made:
 
 
 @dataclass(frozen=True)
-class _Clip:
+class _Call:
     request: GenerationRequest
     image: ConditioningImage
-    worn: Worn | None
-    watch: "_Watch"
-
-
-class _Watch:
-    """What the caller asked to hear and to decide between steps."""
-
-    def __init__(
-        self, on_step: OnStep | None, cancelled: Cancelled | None, timeout_s: float | None
-    ) -> None:
-        self._on_step = on_step
-        self._cancelled = cancelled
-        self._timeout_s = timeout_s
-        self._start = time.monotonic()
-
-    def check(self) -> None:
-        if self._cancelled and self._cancelled():
-            raise ClipCancelled("the clip was cancelled by its caller")
-        elapsed = time.monotonic() - self._start
-        if self._timeout_s is not None and elapsed > self._timeout_s:
-            raise ClipTimeout(
-                f"the clip took longer than its limit of {self._timeout_s:g} s; raise "
-                "batch.clip_timeout_s, or use fewer steps or a faster profile"
-            )
-
-    def step(self, done: int, total: int) -> None:
-        if self._on_step:
-            self._on_step(done, total)
-        self.check()
+    active_lora: ActiveLoRA | None
+    callbacks: StepCallbacks
 
 
 def _to_uint8(video: torch.Tensor) -> torch.Tensor:

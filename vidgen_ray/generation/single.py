@@ -1,7 +1,8 @@
 """One clip in this process: generated, scored, judged and recorded as a batch would."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -10,10 +11,10 @@ from pydantic import ValidationError
 
 from vidgen_ray.config import Config, describe
 from vidgen_ray.errors import RequestError
-from vidgen_ray.generation import attempt as attempts
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.generation.content_hash import hash_content
-from vidgen_ray.image_io import read_image
+from vidgen_ray.generation.attempt import Attempt, generate, prepare, score, with_content_hash
+from vidgen_ray.generation.clip_engine import OnStep
+from vidgen_ray.generation.commit import commit_or_retry
 from vidgen_ray.model.checkpoint import open_checkpoint
 from vidgen_ray.schema import GenerationRecord, resolve_request
 
@@ -22,7 +23,7 @@ def generate_clip(
     fields: Mapping[str, Any],
     output: Path,
     config: Config,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
     *,
     overwrite: bool = False,
 ) -> GenerationRecord:
@@ -42,30 +43,15 @@ def generate_clip(
     store = ArtifactStore(str(output.parent))
     store.check_writable()
     open_checkpoint(config.model, weights=False).check_request(request)
-    image = read_image(
-        request.image, height=request.height, width=request.width, fit=request.image_fit
-    )
+    prepared = prepare(Attempt(request, 1, f"single-{uuid4().hex[:6]}"))
     from vidgen_ray.generation.engine import Engine  # torch and diffusers, which take seconds
-    from vidgen_ray.model.adapters import open_adapter
 
     engine = Engine(config)
-    adapter = open_adapter(request.lora, engine.checkpoint) if request.lora else None
-    digest = hash_content(
-        request, image.sha256, adapter.sha256 if adapter else None, config, engine.checkpoint
-    )
-    final = None
-    attempt = 0
-    while final is None:
-        attempt += 1
-        record = attempts.with_image(attempts.begin(request, attempt, digest, _run_id()), image)
-        generation = engine.generate(attempts.seeded_request(record), on_step, image=image)
-        record = attempts.with_generation(record, generation)
-        record = attempts.with_score(
-            record, generation.video, image.pixels, config.quality, os.cpu_count() or 1
-        )
-        final = attempts.settle(store, record, generation.video, config.quality.max_attempts)
-    return final
-
-
-def _run_id() -> str:
-    return f"single-{uuid4().hex[:6]}"
+    prepared = with_content_hash(prepared, config, engine.checkpoint)
+    num_threads = os.cpu_count() or 1
+    while True:
+        scored = score(generate(engine, prepared, on_step), config.quality, num_threads)
+        result = commit_or_retry(store, scored, config.quality.max_attempts)
+        if result.retry is None:
+            return result.record
+        prepared = replace(prepared, attempt=result.retry)

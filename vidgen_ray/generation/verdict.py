@@ -1,24 +1,21 @@
 """The verdict on a clip from its measurements, with reasons that a person can act on."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from vidgen_ray.config import QualityConfig
-from vidgen_ray.schema import TemporalScore
+from vidgen_ray.schema import TemporalScore, Verdict
 
 ALIKE_DB = 30.0  # from here a first frame is as good as its photo
 ALTERNATING_DISORDER = 1.25  # chance gives 1, and 1.2 at most to a shuffled clip of 20 frames
 
 
-def judge(
-    score: TemporalScore, quality: QualityConfig
-) -> tuple[Literal["accepted", "retry"], list[str]]:
-    """`accepted` and no reasons, or `retry` and every reason there is, the gravest first.
+def judge(score: TemporalScore, quality: QualityConfig) -> tuple[Verdict, list[str]]:
+    """`accepted` and no reasons, or `rejected` and every reason, the most serious first.
 
     A measurement that is None (the clip is too short for it) is no reason.
     """
     reasons = [reason for reason in _reasons(score, quality) if reason]
-    return ("retry" if reasons else "accepted"), reasons
+    return ("rejected" if reasons else "accepted"), reasons
 
 
 def best_attempt(scores: Sequence[TemporalScore | None]) -> int:

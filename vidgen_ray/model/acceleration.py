@@ -1,6 +1,6 @@
-"""The options of a loaded pipeline, each named and independent: which are chosen, and put to work.
+"""Choose the acceleration options of a pipeline when it loads, and apply them.
 
-Which of them are on is data (`Options`), chosen once per load, and recorded with each clip.
+The choice is data (`Options`), made once per load and recorded with each clip.
 """
 
 import json
@@ -19,33 +19,33 @@ from diffusers.hooks import apply_group_offloading
 
 from vidgen_ray.config import Dtype, Linears, ModelConfig, Profile, Scheduler
 from vidgen_ray.errors import ConfigError
-from vidgen_ray.model.attention import EffectiveAttention, choose_attention
+from vidgen_ray.model.attention_kernels import EffectiveAttention, choose_attention
 from vidgen_ray.model.checkpoint import Checkpoint
 from vidgen_ray.model.compilation import CompileCache, compile_blocks
 from vidgen_ray.model.decoder import fuse_decoder
 from vidgen_ray.model.denoiser import Denoiser
-from vidgen_ray.model.parallel import Ranks
+from vidgen_ray.model.parallel import RankMesh
 from vidgen_ray.model.quantization import quantize_linears
 from vidgen_ray.model.solver import SyncFreeDPM
-from vidgen_ray.model.tiles import share_tiles
+from vidgen_ray.model.tiles import parallelize_tiled_decode
 from vidgen_ray.schema import AccelerationRecord
 
 EffectiveOffload = Literal["none", "text", "model", "sequential", "group"]
 
-# Working memory in bytes a pixel of the clip at 16 bits, beside the weights: measured at full size
-# (docs/benchmarks.md). Denoising and tiled decoding take about as much, decoding whole the most.
+# Working memory beside the weights in bytes per pixel of the clip at 16 bits, measured at full size
+# (docs/benchmarks.md). Denoising and tiled decoding need about the same, untiled decoding the most.
 _WORK_BYTES = 250
-_WHOLE_DECODE_BYTES = 950
+_UNTILED_DECODE_BYTES = 950
 _MARGIN = 1.05
-# Of the transformer's parameters, those that stay in 16 bits beside 8-bit linears: norms mostly.
-_EXACT_SHARE = 0.15
-# transformers keeps a fifth of T5 in float32 where the rest is in float16.
+# Share of the transformer's parameters that stay in 16 bits beside 8-bit linears, mostly norms.
+_UNQUANTIZED_SHARE = 0.15
+# transformers keeps a fifth of T5 in float32 if the rest is in float16.
 _T5_FP16_FACTOR = 1.21
 
 
 @dataclass(frozen=True)
 class Speedups:
-    """The options that a baseline clip goes without. `notes` say what `auto` had to do without."""
+    """The options that baseline clips do not use. `notes` say where `auto` had to fall back."""
 
     attention: EffectiveAttention = "native"
     compile: bool = False
@@ -64,9 +64,9 @@ class Speedups:
 
 @dataclass(frozen=True)
 class Options:
-    """What a pipeline is loaded with. Two requests with equal options share one pipeline.
+    """The options a pipeline is loaded with. Requests with equal options share one pipeline.
 
-    `speedups` None is plain diffusers.
+    `speedups` is None for plain diffusers.
     """
 
     dtype: Dtype
@@ -76,8 +76,8 @@ class Options:
     speedups: Speedups | None = None
 
     @property
-    def folds_adapters(self) -> bool:
-        """Whether adapters go into the weights, which neither compiles again nor costs a step."""
+    def fuses_adapters(self) -> bool:
+        """Whether LoRA adapters are fused into the weights, which needs no recompilation."""
         speedups = self.speedups
         return speedups is not None and (speedups.compile or speedups.linears != "exact")
 
@@ -90,11 +90,11 @@ def choose_options(
     free_bytes: int | None = None,
     profile: Profile | None = None,
 ) -> Options:
-    """Settle every `auto` of `model` under `profile`, for clips of `num_pixels` (frames x height x
+    """Resolve every `auto` of `model` under `profile`, for clips of `num_pixels` (frames x height x
     width).
 
-    The fastest placement that fits `free_bytes` of VRAM wins (default: what the device has free).
-    Raises ConfigError for what was named and cannot be had.
+    Picks the fastest placement that fits `free_bytes` of VRAM (default: what is free on the
+    device). Raises ConfigError if an explicit option cannot be met.
     """
     model = model.under(profile)
     if device.type != "cuda":
@@ -114,12 +114,12 @@ def _speedups(
     moves_weights = offload in {"model", "sequential", "group"}
     if moves_weights and profile.fuse_vae is True:
         raise ConfigError(
-            f"fuse_vae: true does not go with offload: {offload}, which moves weights; set it to "
-            "auto, or offload to none or text"
+            f"fuse_vae: true cannot be combined with offload: {offload}, which moves weights; set "
+            "fuse_vae to auto, or offload to none or text"
         )
     if offload == "sequential" and (profile.compile is True or profile.linears != "exact"):
         raise ConfigError(
-            "offload: sequential goes with neither compile nor 8-bit linears; use group instead"
+            "offload: sequential supports neither compile nor 8-bit linears; use group instead"
         )
     if profile.linears in {"fp8", "int8"} and device.type == "cuda":
         least = (8, 9) if profile.linears == "fp8" else (9, 0)
@@ -127,11 +127,11 @@ def _speedups(
             raise ConfigError(
                 f"linears: {profile.linears} needs an NVIDIA GPU of compute capability "
                 f"{least[0]}.{least[1]} or newer (fp8: Ada, int8: Hopper); use fp8_weights, which "
-                "saves memory alone, or exact"
+                "only saves memory, or exact"
             )
         if model.dtype == "float16":
             raise ConfigError(
-                f"linears: {profile.linears} gives bfloat16, got dtype float16; set dtype: bfloat16"
+                f"linears: {profile.linears} needs bfloat16, got dtype float16; set dtype: bfloat16"
             )
     attention, note = choose_attention(profile.attention, device, model.dtype)
 
@@ -148,7 +148,7 @@ def _speedups(
 
 @dataclass(frozen=True)
 class Applied:
-    """What `apply_options` made: the forward pass, and the cache of compiled code, if any."""
+    """Result of `apply_options`: the optimized forward pass and the compile cache, if any."""
 
     denoiser: Denoiser | None = None
     compiled: bool = False
@@ -161,40 +161,42 @@ def apply_options(
     device: torch.device,
     *,
     compile_cache: str | None = None,
-    ranks: Ranks | None = None,
+    mesh: RankMesh | None = None,
 ) -> Applied:
-    """Give a freshly loaded pipeline its scheduler, its speed-ups, its tiling and its place.
+    """Set scheduler, speed-ups, tiling and device placement of a freshly loaded pipeline.
 
-    `compile_cache` is the folder to keep compiled code in. With `ranks` it works on its share.
+    `compile_cache` is the folder for compiled artifacts. With `mesh`, the pipeline is one rank of
+    it.
     """
     pipeline.scheduler = make_scheduler(pipeline, options.scheduler)
-    speedups = options.speedups or (Speedups() if ranks else None)
+    speedups = options.speedups or (Speedups() if mesh else None)
     if options.vae_tiling:
         enable_tiling(pipeline.vae)
-        if ranks:
-            share_tiles(pipeline.vae, ranks)
+        if mesh:
+            parallelize_tiled_decode(pipeline.vae, mesh)
     if speedups is None:
         _place(pipeline, options.offload, device)
         return Applied()
     if isinstance(pipeline.scheduler, CogVideoXDPMScheduler):
         pipeline.scheduler = SyncFreeDPM.from_config(pipeline.scheduler.config)
-    # Before hooks that move weights, which wrap the forward pass they find.
-    denoiser = Denoiser(pipeline.transformer, speedups.attention, speedups.step_cache, ranks)
+    # Before offloading hooks are installed, which wrap the current forward pass.
+    denoiser = Denoiser(pipeline.transformer, speedups.attention, speedups.step_cache, mesh)
     if options.offload in {"none", "text"}:
-        pipeline.transformer.to(device)  # there quantising takes a second
+        pipeline.transformer.to(device)  # quantization takes a second on a GPU
     quantize_linears(pipeline.transformer, speedups.linears)
     _place(pipeline, options.offload, device)
-    cache = None
     if speedups.fuse_vae:
         fuse_decoder(pipeline.vae)
-    if speedups.compile:
-        if compile_cache:
-            facts = [asdict(options), dict(pipeline.transformer.config), dict(pipeline.vae.config)]
-            size = ranks.size if ranks else 1
-            cache = CompileCache(compile_cache, device, json.dumps([facts, size], default=str))
-            cache.load()
-        compile_blocks(pipeline.transformer, whole=options.offload in {"none", "text"})
-    return Applied(denoiser, speedups.compile, cache)
+    if not speedups.compile:
+        return Applied(denoiser)
+    cache = None
+    if compile_cache:
+        facts = [asdict(options), dict(pipeline.transformer.config), dict(pipeline.vae.config)]
+        size = mesh.size if mesh else 1
+        cache = CompileCache(compile_cache, device, json.dumps([facts, size], default=str))
+        cache.load()
+    compile_blocks(pipeline.transformer, fullgraph=options.offload in {"none", "text"})
+    return Applied(denoiser, compiled=True, compile_cache=cache)
 
 
 def _place(
@@ -207,7 +209,7 @@ def _place(
         "low_cpu_mem_usage": True,
     }
     if offload in {"model", "sequential", "group"}:
-        pipeline.to("cpu")  # weights that were made on the device
+        pipeline.to("cpu")  # weights may have been created on the device
     match offload:
         case "none":
             pipeline.to(device)
@@ -229,10 +231,10 @@ def _place(
 def make_scheduler(
     pipeline: CogVideoXImageToVideoPipeline, name: Scheduler
 ) -> CogVideoXDPMScheduler | CogVideoXDDIMScheduler:
-    """The checkpoint's noise schedule under the solver `name`.
+    """The scheduler `name` with the checkpoint's noise schedule.
 
-    Its defaults are wrong for the 5B in two places: the hub's folder names DDIM, and DPM's own
-    spacing is `leading`, where the model was distilled for `trailing`.
+    The checkpoint's own defaults are wrong for the 5B twice: the hub's file names DDIM, and DPM
+    defaults to `leading` timestep spacing where the model needs `trailing`.
     """
     if name == "checkpoint":
         return pipeline.scheduler
@@ -241,10 +243,10 @@ def make_scheduler(
 
 
 def enable_tiling(vae: AutoencoderKLCogVideoX) -> None:
-    """Tiles of half a frame, as diffusers makes them for 480x720.
+    """Enable tiles of half a frame's height and width, diffusers' default for 480x720.
 
-    Its strides are 5/6 of a tile's height and 4/5 of its width, and come out wrong where those are
-    no multiples of 8, as for smaller frames: so heights go up to multiples of 48, widths of 40.
+    diffusers' strides are 5/6 of a tile's height and 4/5 of its width and are wrong unless these
+    are multiples of 8, so heights are rounded up to multiples of 48 and widths to multiples of 40.
     """
     vae.enable_tiling(
         tile_sample_min_height=math.ceil(vae.config.sample_height / 2 / 48) * 48,
@@ -259,7 +261,7 @@ def _placement(
     free_bytes: int,
     linears: Linears = "exact",
 ) -> tuple[EffectiveOffload, bool]:
-    """The first offload and tiling, from fast to small, whose estimated peak fits."""
+    """The fastest combination of offload and tiling whose estimated peak VRAM fits."""
     offloads: list[EffectiveOffload] = ["none", "text", "model", "group", "sequential"]
     if model.offload != "auto":
         offloads = [model.offload]
@@ -283,10 +285,10 @@ def _peak_bytes(
     num_bytes = torch.finfo(getattr(torch, dtype)).bits // 8
     weights = {part: float(count * num_bytes) for part, count in checkpoint.num_parameters.items()}
     if linears != "exact":
-        weights["transformer"] *= _EXACT_SHARE + (1 - _EXACT_SHARE) / num_bytes
+        weights["transformer"] *= _UNQUANTIZED_SHARE + (1 - _UNQUANTIZED_SHARE) / num_bytes
     text_encoder = weights["text_encoder"] * (_T5_FP16_FACTOR if dtype == "float16" else 1)
     denoising = _WORK_BYTES * num_pixels * num_bytes / 2
-    decoding = denoising if vae_tiling else _WHOLE_DECODE_BYTES * num_pixels * num_bytes / 2
+    decoding = denoising if vae_tiling else _UNTILED_DECODE_BYTES * num_pixels * num_bytes / 2
     if offload == "none":
         return weights["transformer"] + weights["vae"] + text_encoder + max(denoising, decoding)
     if offload == "text":

@@ -1,103 +1,201 @@
-"""LoRA adapters: checked against the model before any step runs, put on or folded in, and off."""
+"""LoRA adapters: checked against the model before any step runs, loaded or fused, and removed."""
 
-import json
-import struct
-from dataclasses import dataclass
+import hashlib
+import math
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
-from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.tuners.lora import LoraLayer
 
 from vidgen_ray.config import LoRA
 from vidgen_ray.errors import RequestError
 from vidgen_ray.model.checkpoint import Checkpoint, hash_file
+from vidgen_ray.model.lora_file import (
+    LoraDelta,
+    find_config,
+    find_lora,
+    open_tensors,
+    read_deltas,
+)
 from vidgen_ray.model.quantization import EightBitLinear
 
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
-
-_PREFIX = "transformer."
+_PREFIX = "transformer"
 _ADAPTER_NAME = "adapter"
+_NUM_KEPT = 64  # adapters whose check is remembered; no weights are
+
+_opened: dict[object, "Adapter"] = {}
+_opening = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A checked adapter: its file and the SHA-256 of that file."""
+    """A checked adapter: its file, what it adds to each layer by name, and a SHA-256.
+
+    The hash is that of the file, and of PEFT's adapter_config.json where that decides the strength.
+    """
 
     file: Path
     sha256: str
+    deltas: Mapping[str, LoraDelta] = field(compare=False, repr=False)
 
 
 def open_adapter(lora: LoRA, checkpoint: Checkpoint) -> Adapter:
-    """Find the adapter of `lora` and check that every tensor fits `checkpoint`'s transformer.
+    """Find the adapter of `lora` and check that every tensor acts on `checkpoint`'s transformer.
 
-    Reads headers only; no weights are loaded. Raises RequestError.
+    Checked once in a process for as long as file and checkpoint stay the same; any thread may call.
+    Raises RequestError.
     """
-    file = _find(Path(lora.path).expanduser())
-    shapes = _read_shapes(file)
-    modules = dict(skeleton(checkpoint).named_modules())
-    problems = [
-        problem for key, shape in shapes.items() if (problem := _mismatch(key, shape, modules))
-    ]
-    if problems:
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise RequestError(
-            f"lora: {file} must fit {checkpoint.source}, but {problems[0]}{more}; "
-            "use an adapter trained on this checkpoint"
-        )
-    return Adapter(file, hash_file(file))
+    file = find_lora(Path(lora.path).expanduser())
+    config = find_config(file)
+    transformer = _transformer_config(checkpoint)
+    key = (_version(file), config and _version(config), _version(transformer), checkpoint.source)
+    adapter = _opened.get(key)
+    if adapter is None:
+        with _opening:
+            adapter = _opened.get(key) or _read(file, config, checkpoint)
+            _opened[key] = adapter
+            while len(_opened) > _NUM_KEPT:
+                _opened.pop(next(iter(_opened)))
+    return adapter
 
 
-def put_on(pipeline: CogVideoXImageToVideoPipeline, adapter: Adapter, scale: float) -> None:
-    """Add the adapter to a pipeline that has none, at `scale`."""
-    pipeline.load_lora_weights(
-        str(adapter.file.parent), weight_name=adapter.file.name, adapter_name=_ADAPTER_NAME
+def load_lora(pipeline: CogVideoXImageToVideoPipeline, adapter: Adapter, scale: float) -> None:
+    """Load the adapter into a pipeline that has none, at `scale`. Raises RequestError."""
+    tensors: dict[str, torch.Tensor] = {}
+    for layer, a, b in _read_pairs(adapter):
+        tensors[f"{_PREFIX}.{layer}.lora_A.weight"] = a
+        tensors[f"{_PREFIX}.{layer}.lora_B.weight"] = b
+    rank, rank_pattern = _common({name: delta.rank for name, delta in adapter.deltas.items()})
+    alpha, alpha_pattern = _common({name: delta.alpha for name, delta in adapter.deltas.items()})
+    settings = {
+        "r": rank,
+        "rank_pattern": rank_pattern,
+        "lora_alpha": alpha,
+        "alpha_pattern": alpha_pattern,
+        "target_modules": list(adapter.deltas),
+    }
+    pipeline.load_lora_into_transformer(
+        tensors,
+        pipeline.transformer,
+        adapter_name=_ADAPTER_NAME,
+        metadata={f"{_PREFIX}.{name}": value for name, value in settings.items()},
+        _pipeline=pipeline,
+        low_cpu_mem_usage=True,
     )
     pipeline.set_adapters([_ADAPTER_NAME], [scale])
+    _check_loaded(pipeline, adapter, scale)
 
 
-def take_off(pipeline: CogVideoXImageToVideoPipeline) -> None:
+def unload_lora(pipeline: CogVideoXImageToVideoPipeline) -> None:
     """Remove every adapter; the weights are then the checkpoint's own, bit for bit."""
     pipeline.unload_lora_weights()
 
 
-def fold_in(
+def fuse_lora(
     pipeline: CogVideoXImageToVideoPipeline, adapter: Adapter, scale: float, checkpoint: Checkpoint
 ) -> None:
     """Add the adapter to the weights themselves, which must be the checkpoint's own.
 
-    Modules stay what they are, so that nothing is compiled again; 8-bit layers are rounded once,
-    after the sum. Peft says what the adapter adds.
+    Modules stay what they are, so that nothing is recompiled; 8-bit layers are rounded once, after
+    the sum. Raises RequestError.
     """
-    bare = skeleton(checkpoint)
-    tensors, metadata = CogVideoXImageToVideoPipeline.lora_state_dict(
-        str(adapter.file.parent), weight_name=adapter.file.name, return_lora_metadata=True
-    )
-    if not any(".lora_A." in key for key in tensors):
-        tensors = convert_unet_state_dict_to_peft(tensors)
-    # Peft reads ranks and alphas onto a skeleton without storage; the tensors are these.
-    bare.load_lora_adapter(
-        tensors, metadata=metadata or None, adapter_name=_ADAPTER_NAME, low_cpu_mem_usage=True
-    )
-    for name, layer in bare.named_modules():
-        if isinstance(layer, LoraLayer):
-            device = pipeline.transformer.get_submodule(name).weight.device
-            down, up = (
-                tensors[f"{_PREFIX}{name}.lora_{side}.weight"].to(device, torch.float32)
-                for side in "AB"
-            )
-            delta = scale * layer.scaling[_ADAPTER_NAME] * (up @ down)
-            _set_weight(pipeline, checkpoint, name, delta)
+    for layer, a, b in _read_pairs(adapter):
+        device = pipeline.transformer.get_submodule(layer).weight.device
+        a, b = (tensor.to(device, torch.float32) for tensor in (a, b))
+        _set_weight(pipeline, checkpoint, layer, scale * adapter.deltas[layer].scale * (b @ a))
 
 
-def fold_out(
+def unfuse_lora(
     pipeline: CogVideoXImageToVideoPipeline, adapter: Adapter, checkpoint: Checkpoint
 ) -> None:
-    """Put the checkpoint's own weights back where `fold_in` added; they are then the same bits."""
-    for name in sorted({key.split(".lora_")[0] for key in _read_shapes(adapter.file)}):
-        if not name.endswith(".alpha"):
-            _set_weight(pipeline, checkpoint, name.removeprefix(_PREFIX), None)
+    """Restore the checkpoint's own weights where `fuse_lora` added, bit for bit."""
+    for layer in adapter.deltas:
+        _set_weight(pipeline, checkpoint, layer, None)
+
+
+def skeleton(checkpoint: Checkpoint) -> CogVideoXTransformer3DModel:
+    """The transformer of a checkpoint without its weights; shared, so leave it as it is."""
+    return _skeleton(_version(_transformer_config(checkpoint)))
+
+
+@lru_cache(4)
+def _skeleton(config: tuple[str, ...]) -> CogVideoXTransformer3DModel:
+    settings = CogVideoXTransformer3DModel.load_config(Path(config[0]).parent)
+    with torch.device("meta"):
+        return CogVideoXTransformer3DModel.from_config(settings)
+
+
+def _transformer_config(checkpoint: Checkpoint) -> Path:
+    return checkpoint.folder / "transformer" / "config.json"
+
+
+def _version(file: Path) -> tuple[str, ...]:
+    """What changes when a file is written, replaced or moved."""
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise RequestError(f"lora: {file} cannot be read: {error}; check the path") from None
+    facts = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    return (str(file), *(str(fact) for fact in facts))
+
+
+def _read(file: Path, config: Path | None, checkpoint: Checkpoint) -> Adapter:
+    layers = {
+        name: (module.in_features, module.out_features)
+        for name, module in skeleton(checkpoint).named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    deltas = read_deltas(file, layers, checkpoint.source)
+    sha256 = hash_file(file)
+    if config:
+        sha256 = hashlib.sha256(f"{sha256} {hash_file(config)}".encode()).hexdigest()
+    return Adapter(file, sha256, deltas)
+
+
+def _read_pairs(adapter: Adapter) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Layer, A [rank, in] and B [out, rank] of each update."""
+    with open_tensors(adapter.file) as tensors:
+        for layer, delta in adapter.deltas.items():
+            yield layer, tensors.get_tensor(delta.a_key), tensors.get_tensor(delta.b_key)
+
+
+def _common(values: dict[str, float]) -> tuple[float, dict[str, float]]:
+    """The most frequent value, and the others as PEFT's patterns that match one layer each."""
+    ((common, _),) = Counter(values.values()).most_common(1)
+    others = {f"^{re.escape(name)}": value for name, value in values.items() if value != common}
+    return common, others
+
+
+def _check_loaded(pipeline: CogVideoXImageToVideoPipeline, adapter: Adapter, scale: float) -> None:
+    """Refuse a pipeline in which the adapter does not act as it was read."""
+    expected = {layer: scale * delta.scale for layer, delta in adapter.deltas.items()}
+    modules = dict(pipeline.transformer.named_modules())
+    loaded = {
+        name: module.scaling[_ADAPTER_NAME]
+        for name, module in modules.items()
+        if isinstance(module, LoraLayer) and _ADAPTER_NAME in module.lora_A
+    }
+    wrong = sorted(loaded.keys() ^ expected.keys())
+    wrong += [name for name in loaded if not math.isclose(loaded[name], expected.get(name, 0.0))]
+    # Offloading one layer at a time keeps weights on meta, with a hook that brings them.
+    wrong += [
+        name
+        for name, module in modules.items()
+        if not hasattr(module, "_hf_hook")
+        and any(weight.is_meta for weight in module.parameters(recurse=False))
+    ]
+    if wrong:
+        raise RequestError(
+            f"lora: {adapter.file} was not loaded as it stands in {len(wrong)} layers, such as "
+            f"{wrong[0]}; export the adapter with diffusers' save_lora_weights"
+        )
 
 
 def _set_weight(
@@ -106,6 +204,7 @@ def _set_weight(
     name: str,
     delta: torch.Tensor | None,
 ) -> None:
+    """The checkpoint's weight of a layer [out, in], plus `delta` [out, in]."""
     module = pipeline.transformer.get_submodule(name)
     eight_bits = isinstance(module, EightBitLinear)
     dtype = pipeline.transformer.dtype if eight_bits else module.weight.dtype
@@ -116,63 +215,3 @@ def _set_weight(
         module.set_weight(weight)
     else:
         module.weight.data.copy_(weight)
-
-
-def _find(path: Path) -> Path:
-    if path.is_file() and path.suffix == ".safetensors":
-        return path
-    if path.is_dir():
-        named = path / WEIGHTS_NAME
-        others = sorted(path.glob("*.safetensors"))
-        if named.is_file() or len(others) == 1:
-            return named if named.is_file() else others[0]
-        raise RequestError(
-            f"lora: {path} must hold {WEIGHTS_NAME} or a single .safetensors file, "
-            f"got {[other.name for other in others] or 'none'}; name the file itself"
-        )
-    raise RequestError(
-        f"lora: must be a folder or a .safetensors file that exists, got {path}; check the path"
-    )
-
-
-def _read_shapes(file: Path) -> dict[str, list[int]]:
-    """Shapes by tensor name, from the file's header; tensors that hold no LoRA are refused."""
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(min(length, 100_000_000)))
-        header.pop("__metadata__", None)
-        shapes = {key: list(tensor["shape"]) for key, tensor in header.items()}
-        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RequestError(
-            f"lora: {file} is not a safetensors file: {error}; export the adapter again"
-        ) from None
-    if file.stat().st_size < 8 + length + end:
-        raise RequestError(f"lora: {file} is cut short; copy the adapter again")
-    if not shapes:
-        raise RequestError(f"lora: {file} holds no tensors; export the adapter again")
-    return shapes
-
-
-def skeleton(checkpoint: Checkpoint) -> CogVideoXTransformer3DModel:
-    """The transformer of a checkpoint without its weights."""
-    config = CogVideoXTransformer3DModel.load_config(checkpoint.folder / "transformer")
-    with torch.device("meta"):
-        return CogVideoXTransformer3DModel.from_config(config)
-
-
-def _mismatch(key: str, shape: list[int], modules: dict[str, torch.nn.Module]) -> str | None:
-    if key.endswith(".alpha"):
-        return None
-    name, separator, side = key.removeprefix(_PREFIX).partition(".lora_")
-    side = side.split(".")[0]
-    if not key.startswith(_PREFIX) or not separator or side not in {"A", "B", "down", "up"}:
-        return f"{key} is not a LoRA tensor of the transformer (`transformer.….lora_A.weight`)"
-    module = modules.get(name)
-    if not isinstance(module, torch.nn.Linear):
-        return f"the model has no linear layer {name}"
-    axis, size = (1, module.in_features) if side in {"A", "down"} else (0, module.out_features)
-    if len(shape) != 2 or shape[axis] != size:
-        return f"{key} has shape {shape} where the model needs {size} on axis {axis}"
-    return None

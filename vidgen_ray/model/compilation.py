@@ -1,4 +1,4 @@
-"""Compiled blocks, and a folder of what compiling made, for the next process and other nodes."""
+"""Block-wise torch.compile, with compiled artifacts cached across processes and nodes."""
 
 import hashlib
 import json
@@ -14,41 +14,41 @@ from vidgen_ray.addresses import atomic_path
 logger = logging.getLogger(__name__)
 
 
-def compile_blocks(transformer: CogVideoXTransformer3DModel, *, whole: bool) -> None:
-    """Compile each block by itself: they are alike, so that one compilation serves all.
+def compile_blocks(transformer: CogVideoXTransformer3DModel, *, fullgraph: bool) -> None:
+    """Compile each block separately: they are identical, so one compilation serves all.
 
-    `whole`: a block that cannot become one graph is an error. Hooks that stream weights cannot.
+    `fullgraph` raises on graph breaks, which offloading hooks cannot avoid.
     """
     for block in transformer.transformer_blocks:
-        block.compile(fullgraph=whole, dynamic=False)
+        block.compile(fullgraph=fullgraph, dynamic=False)
 
 
 class CompileCache:
-    """Files that hold what torch compiled, one for each machine type, set of versions and model.
+    """torch.compile artifacts in files, one per GPU type, set of versions and model.
 
-    torch keeps a cache of its own on the local disk; this one can lie where all nodes see it.
+    torch's own cache is on the local disk; this folder can be shared by all nodes.
     """
 
     def __init__(self, folder: str, device: torch.device, subject: str) -> None:
-        """`subject` names what is compiled: an architecture and its options."""
+        """`subject` identifies what is compiled: an architecture and its options."""
         self._file = Path(folder).expanduser() / f"{_key(device, subject)}.bin"
         self._loaded = False
 
     def load(self) -> bool:
-        """Take over what an earlier process compiled; whether there was anything."""
+        """Load the artifacts of an earlier process; returns whether there were any."""
         try:
             content = self._file.read_bytes()
         except OSError:
             return False
         try:
             self._loaded = torch.compiler.load_cache_artifacts(content) is not None
-        except Exception as error:  # whatever a damaged file makes of it: compile again
-            logger.warning("%s is of no use and is made again: %s", self._file, error)
+        except Exception as error:  # a damaged file can raise anything: compile again
+            logger.warning("%s cannot be loaded and will be rebuilt: %s", self._file, error)
             self._loaded = False
         return self._loaded
 
     def save(self) -> None:
-        """Keep what this process compiled, unless it found it all there."""
+        """Save what this process compiled, unless `load` found it."""
         if self._loaded:
             return
         saved = torch.compiler.save_cache_artifacts()
@@ -57,8 +57,10 @@ class CompileCache:
         try:
             with atomic_path(self._file) as partial:
                 partial.write_bytes(saved[0])
-        except OSError as error:  # a folder that cannot be written costs the next start its time
-            logger.warning("%s cannot be written: %s", self._file, error)
+        except OSError as error:  # not fatal: the next start compiles again
+            logger.warning(
+                "%s cannot be written, so the next start will compile again: %s", self._file, error
+            )
         self._loaded = True
 
 

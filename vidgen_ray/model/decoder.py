@@ -1,9 +1,9 @@
-"""The VAE's decoder with norm, conditioning and SiLU in few passes over memory, where diffusers
-makes twelve.
+"""The VAE decoder with norm, conditioning and SiLU fused, and cheaper upsampling on a CPU.
 
-Half of diffusers' decoding on an H200 is GroupNorm, whose sums of a clip's one sample occupy 32 of
-the GPU's 132 processors, and copies between layouts around it. On a CPU convolutions are the most,
-and those after an enlargement are done with fewer multiplications.
+On an H200, half of diffusers' decoding time is GroupNorm, whose reduction over a batch of one
+occupies 32 of the GPU's 132 SMs, and layout copies around it: twelve passes over memory, which are
+fused to few. On a CPU convolutions dominate, and those after an upsampling need fewer
+multiplications.
 """
 
 import torch
@@ -18,17 +18,20 @@ from torch.nn import functional
 
 
 def fuse_decoder(vae: AutoencoderKLCogVideoX) -> None:
-    """Put `ActivatedNorm` in the place of the decoder's norms and activations.
+    """Replace the decoder's norms and activations by `SpatialNormSiLU`, in place.
 
-    On a GPU convolutions get the layout that they are fastest in, on a CPU `PhasedUpsample` takes
-    the place of enlargements. Weights must stay where they are.
+    On a GPU convolutions are converted to channels_last, on a CPU upsamplers are replaced by
+    `SubPixelUpsample`. The weights must not be moved to another device afterwards.
     """
     decoder = vae.decoder
     for module in list(decoder.modules()):
         if isinstance(module, CogVideoXResnetBlock3D):
-            module.norm1, module.norm2 = ActivatedNorm(module.norm1), ActivatedNorm(module.norm2)
+            module.norm1, module.norm2 = (
+                SpatialNormSiLU(module.norm1),
+                SpatialNormSiLU(module.norm2),
+            )
             module.nonlinearity = nn.Identity()
-    decoder.norm_out, decoder.conv_act = ActivatedNorm(decoder.norm_out), nn.Identity()
+    decoder.norm_out, decoder.conv_act = SpatialNormSiLU(decoder.norm_out), nn.Identity()
     if vae.device.type == "cuda":
         for module in decoder.modules():
             if isinstance(module, nn.Conv3d):
@@ -38,14 +41,14 @@ def fuse_decoder(vae: AutoencoderKLCogVideoX) -> None:
     else:
         for block in decoder.up_blocks:
             if block.upsamplers is not None:
-                block.upsamplers = nn.ModuleList(map(PhasedUpsample, block.upsamplers))
+                block.upsamplers = nn.ModuleList(map(SubPixelUpsample, block.upsamplers))
 
 
-class ActivatedNorm(nn.Module):
-    """SiLU of diffusers' norm that is scaled and shifted by the latents.
+class SpatialNormSiLU(nn.Module):
+    """SiLU of diffusers' spatial norm: GroupNorm, scaled and shifted by a function of the latents.
 
-    There the latents are enlarged to the frames' size and then convolved, each pixel by itself.
-    Here they are enlarged afterwards: the same numbers, a sixteenth and less of the work.
+    diffusers upsamples the latents to the size of the features and then applies 1x1x1 convolutions.
+    Here the convolutions come first, which gives the same numbers for at most 1/16 of the work.
     """
 
     def __init__(self, norm: CogVideoXSpatialNorm3D) -> None:
@@ -63,24 +66,25 @@ class ActivatedNorm(nn.Module):
         factor, offset = self.norm.conv_y.conv(zq), self.norm.conv_b.conv(zq)
         channels = f.shape[1]
         if f.device.type == "cuda" and channels & (channels - 1) == 0:
-            from vidgen_ray.model.triton_kernels import activated_norm  # comes with CUDA's torch
+            # Triton is only installed with CUDA builds of torch.
+            from vidgen_ray.model.triton_norm import spatial_norm_silu
 
-            return activated_norm(f, group_norm, factor, offset), {}
+            return spatial_norm_silu(f, group_norm, factor, offset), {}
         normed = group_norm(f)
         if f.shape[2] == 1 or f.shape[2] % 2 == 0:
             return _scale_shift_silu(normed, factor, offset), {}
-        # Of an odd number of frames the first is the first latent's alone.
+        # If the number of frames is odd, the first frame uses the first latent frame alone.
         for frames, latents in ((slice(0, 1), slice(0, 1)), (slice(1, None), slice(1, None))):
             part = normed[:, :, frames]
             part.copy_(_scale_shift_silu(part, factor[:, :, latents], offset[:, :, latents]))
         return normed, {}
 
 
-class PhasedUpsample(nn.Module):
-    """diffusers' enlargement by nearest neighbours and the 3x3 convolution of its frames.
+class SubPixelUpsample(nn.Module):
+    """diffusers' nearest-neighbour upsampling and 3x3 convolution, as a sub-pixel convolution.
 
-    Each of the four pixels that one becomes sees 2x2 different ones, so that it takes 4 products
-    where there were 9; and a frame that is repeated is convolved once.
+    Each of the four output pixels of an input pixel depends on only 2x2 distinct input pixels, so
+    it takes 4 multiplications instead of 9; and frames repeated in time are convolved once.
     """
 
     weight: torch.Tensor
@@ -90,19 +94,22 @@ class PhasedUpsample(nn.Module):
         super().__init__()
         weight, bias = upsample.conv.weight.detach(), upsample.conv.bias.detach()
         self.compress_time = upsample.compress_time
-        self.register_buffer("weight", torch.cat([_phase(weight, *at) for at in _PHASES]))
-        self.register_buffer("bias", bias.repeat(len(_PHASES)))
+        self.register_buffer(
+            "weight", torch.cat([_sub_pixel_kernel(weight, *at) for at in _SUB_PIXELS])
+        )
+        self.register_buffer("bias", bias.repeat(len(_SUB_PIXELS)))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Features [B, C, T, H, W] to [B, D, T or 2T or 2T - 1, 2H, 2W]."""
         batch, _, num_frames, height, width = inputs.shape
-        channels = len(self.bias) // len(_PHASES)
+        channels = len(self.bias) // len(_SUB_PIXELS)
         frames = inputs.transpose(1, 2).flatten(0, 1)
-        phases = functional.conv2d(frames, self.weight, self.bias, padding=1)
-        phases = phases.unflatten(0, (batch, -1)).transpose(1, 2)
+        convolved = functional.conv2d(frames, self.weight, self.bias, padding=1)
+        convolved = convolved.unflatten(0, (batch, -1)).transpose(1, 2)
         outputs = inputs.new_empty(batch, channels, num_frames, height, 2, width, 2)
-        for (y, x), phase in zip(_PHASES, phases.chunk(len(_PHASES), dim=1), strict=True):
-            outputs[..., y, :, x] = phase[..., y : y + height, x : x + width]
+        chunks = convolved.chunk(len(_SUB_PIXELS), dim=1)
+        for (y, x), chunk in zip(_SUB_PIXELS, chunks, strict=True):
+            outputs[..., y, :, x] = chunk[..., y : y + height, x : x + width]
         outputs = outputs.flatten(5).flatten(3, 4)
         if not self.compress_time or num_frames == 1:
             return outputs
@@ -110,11 +117,12 @@ class PhasedUpsample(nn.Module):
         return torch.cat([first, others.repeat_interleave(2, dim=2)], dim=2)
 
 
-_PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))  # of a pixel that became four: row and column
+_SUB_PIXELS = ((0, 0), (0, 1), (1, 0), (1, 1))  # row and column within the 2x2 outputs of a pixel
 
 
-def _phase(weight: torch.Tensor, y: int, x: int) -> torch.Tensor:
-    """The 2x2 kernel [Co, Ci, 2, 2] with which a 3x3 kernel meets neighbours that are equal."""
+def _sub_pixel_kernel(weight: torch.Tensor, y: int, x: int) -> torch.Tensor:
+    """A 3x3 kernel [Co, Ci, 3, 3] after upsampling, as the 2x2 kernel [Co, Ci, 2, 2] before it that
+    gives the output pixels at row `y` and column `x`."""
     for dim, second in ((2, y), (3, x)):
         first, middle, last = weight.unbind(dim)
         pair = [first + middle, last] if second else [first, middle + last]
@@ -125,9 +133,10 @@ def _phase(weight: torch.Tensor, y: int, x: int) -> torch.Tensor:
 def _scale_shift_silu(
     normed: torch.Tensor, factor: torch.Tensor, offset: torch.Tensor
 ) -> torch.Tensor:
-    """SiLU(normed * factor + offset), where the last two [B, C, t, h, w] are fewer pixels.
+    """SiLU(normed * factor + offset), with `factor` and `offset` [B, C, t, h, w] upsampled to the
+    size of `normed` [B, C, T, H, W].
 
-    Only their rows are enlarged: the rest is repeated by being read again.
+    They are copied along the width only; along time and height they are broadcast.
     """
     size, latent_size = normed.shape[2:], factor.shape[2:]
     repeats = [whole // part for whole, part in zip(size, latent_size, strict=True)]

@@ -1,4 +1,4 @@
-"""Floating-point operations of a clip, counted on the model's own modules without running them."""
+"""Floating-point operations of a clip, counted on the model's modules on the meta device."""
 
 import time
 from collections.abc import Callable
@@ -17,10 +17,10 @@ _RATE_REPEATS = {"cuda": 50, "cpu": 5}
 
 @dataclass(frozen=True)
 class ClipFlops:
-    """Operations, a multiplication and an addition counting as two.
+    """FLOPs; a multiply-add counts as two.
 
-    `step` is one pass of the transformer over the guided batch, `block` that of one of its blocks,
-    which is what a step taken from the step cache costs.
+    `step` is one forward pass of the transformer on the guided batch, `block` that of one block,
+    which is the cost of a step that reuses the cached residual.
     """
 
     step: int
@@ -29,7 +29,7 @@ class ClipFlops:
 
 
 def count_flops(checkpoint: Checkpoint, request: GenerationRequest) -> ClipFlops:
-    """Count for clips of the request's shape and guidance, on tensors without storage."""
+    """Count for clips of the request's shape and guidance, on meta tensors."""
     with torch.device("meta"), torch.no_grad():
         config = CogVideoXTransformer3DModel.load_config(checkpoint.folder / "transformer")
         transformer = CogVideoXTransformer3DModel.from_config(config)
@@ -63,7 +63,7 @@ def count_flops(checkpoint: Checkpoint, request: GenerationRequest) -> ClipFlops
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large square matrix product on this device, now: the median."""
+    """FLOP/s of a large square matrix product on this device: the median of several."""
     size, repeats = _RATE_SIZE[device.type], _RATE_REPEATS[device.type]
     left, right = torch.randn(2, size, size, device=device, dtype=dtype).unbind(0)
     for _ in range(3):

@@ -22,8 +22,9 @@ from torch.utils.checkpoint import (
 
 from vidgen_ray.config import Dtype, TrainingConfig
 from vidgen_ray.errors import ConfigError
-from vidgen_ray.model.adapters import WEIGHTS_NAME, skeleton
+from vidgen_ray.model.adapters import skeleton
 from vidgen_ray.model.checkpoint import Checkpoint, quiet
+from vidgen_ray.model.lora_file import WEIGHTS_NAME
 
 Checkpointing = Literal["none", "full", "selective"]
 

@@ -1,12 +1,11 @@
-"""One clip on several devices: ranks share out guidance first, then the sequence.
+"""One clip on several devices: CFG parallelism over the guided batch, Ulysses over the tokens.
 
 Every rank runs the same engine on the same request. Inside the transformer a rank works on its half
-of the guided batch and on its share of the tokens; outside, all do the same small sums on the same
-numbers, so that nothing else has to be sent.
+of the guided batch and on its shard of the tokens; outside, all ranks repeat the same cheap
+computation on the same numbers, so nothing else has to be communicated.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
@@ -14,177 +13,184 @@ import torch.distributed as dist
 from torch.nn import functional
 
 from vidgen_ray.errors import ConfigError
-from vidgen_ray.model.attention import Kernel, Rotary, joint_rotary
+from vidgen_ray.model.attention_kernels import AttentionKernel
+
+RotaryTables = tuple[torch.Tensor, torch.Tensor]  # cos and sin, each [tokens, head_dim]
 
 
-@dataclass(frozen=True)
-class Shares:
-    """A rank's share of the tokens: equal in shape on every rank."""
-
-    text: torch.Tensor
-    video: torch.Tensor
-    rotary: Rotary | None
-
-
-class GuidanceRanks:
-    """The ranks that hold the same tokens of the two halves of a guided batch."""
+class CfgParallelGroup:
+    """The ranks that hold the same tokens of different halves of a guided (CFG) batch."""
 
     def __init__(self, group: dist.ProcessGroup, rank: int, size: int) -> None:
         self._group = group
         self._rank = rank
         self._size = size
 
-    def mine(self, batch: torch.Tensor) -> torch.Tensor:
-        """This rank's part of a guided batch. A batch of one is everybody's."""
+    def shard(self, batch: torch.Tensor) -> torch.Tensor:
+        """This rank's part of a guided batch [B, ...]. A batch of one stays whole on every rank."""
         return batch if len(batch) < self._size else batch.chunk(self._size)[self._rank]
 
     def gather(self, part: torch.Tensor, batch_size: int) -> torch.Tensor:
-        """The whole batch, on every rank."""
+        """The whole batch [batch_size, ...], on every rank."""
         if batch_size == len(part):
             return part
         return _all_gather(part, 0, self._group, self._size)
 
 
-class SequenceRanks:
-    """The ranks that hold different tokens of the same clip.
+class UlyssesGroup:
+    """The ranks that hold different tokens of the same clip (DeepSpeed-Ulysses).
 
-    Text and video are padded to a multiple of the ranks, each by itself, so that all ranks run the
-    same shapes. Nothing attends to the padding.
+    Text and video are padded separately to a multiple of the ranks, so that all ranks run the same
+    shapes. No token attends to the padding.
     """
 
     def __init__(self, group: dist.ProcessGroup, rank: int, size: int) -> None:
         self._group = group
         self._rank = rank
         self.size = size
-        self._num_tokens = (0, 0)  # of the text and the video of the clip, without padding
+        self._num_tokens = (0, 0)  # text and video tokens of the clip, without padding
 
-    def split(self, text: torch.Tensor, video: torch.Tensor, rotary: Rotary | None) -> Shares:
-        """Shares of text [B, T, D], video [B, S, D] and rotary tables [S, head_dim]."""
+    def shard(
+        self, text: torch.Tensor, video: torch.Tensor, rotary: RotaryTables | None
+    ) -> tuple[torch.Tensor, torch.Tensor, RotaryTables | None]:
+        """This rank's shard of text [B, T, D], video [B, S, D] and rotary tables [S, head_dim].
+
+        Returns [B, ceil(T / ranks), D], [B, ceil(S / ranks), D] and [ceil(S / ranks), head_dim].
+        """
         self._num_tokens = (text.shape[1], video.shape[1])
-        mine = None
         if rotary is not None:
-            cos, sin = (self._share(table[None])[0] for table in rotary)
-            mine = (cos, sin)
-        text, video = self._share(text), self._share(video)
-        return Shares(text, video, joint_rotary(mine, text.shape[1]))
+            cos, sin = (self._shard_tokens(table[None])[0] for table in rotary)
+            rotary = (cos, sin)
+        return self._shard_tokens(text), self._shard_tokens(video), rotary
 
     def gather(self, video: torch.Tensor, num_video: int) -> torch.Tensor:
-        """The whole video [B, num_video, D] of every rank's share."""
+        """The whole video [B, num_video, D] from every rank's shard [B, s, D]."""
         if self.size == 1:
             return video
         return _all_gather(video, 1, self._group, self.size)[:, :num_video]
 
-    def send(self, tokens: torch.Tensor) -> torch.Tensor:
-        """This rank's tokens [B, t, H, d], each head to its rank; for `attend`, which waits."""
+    def start_scatter_heads(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Start the all-to-all that gives each rank all tokens of its heads; `attend` waits for it.
+
+        Takes this rank's tokens with all heads [B, s, H, D].
+        """
         by_rank = tokens.unflatten(2, (self.size, -1)).permute(2, 0, 1, 3, 4)
-        return self._exchange(by_rank)
+        return self._start_all_to_all(by_rank)
 
     def attend(
         self,
-        kernel: Kernel,
+        kernel: AttentionKernel,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         num_text: int,
     ) -> torch.Tensor:
-        """Attention of this rank's tokens [B, t, H, d], of which `num_text` are text, to the tokens
-        of all ranks; query, key and value come from `send`."""
-        query, key, value = (_received(tensor).flatten(1, 2) for tensor in (query, key, value))
-        kept = self._without_padding(num_text, key.shape[1] // self.size)
-        if kept:
+        """Attention output [B, s, H, D] of this rank's tokens, which attend to those of all ranks.
+
+        Query, key and value are results of `start_scatter_heads`; the first `num_text` of the s
+        tokens are text.
+        """
+        query, key, value = (_wait(tensor).flatten(1, 2) for tensor in (query, key, value))
+        slices = self._unpadded_slices(num_text, key.shape[1] // self.size)
+        if slices:
             key, value = (
-                torch.cat([tensor[:, part] for part in kept], 1) for tensor in (key, value)
+                torch.cat([tensor[:, part] for part in slices], 1) for tensor in (key, value)
             )
         attended = kernel(query, key, value)
         by_rank = attended.unflatten(1, (self.size, -1)).transpose(0, 1)
-        return _received(self._exchange(by_rank)).transpose(1, 2).flatten(2, 3)
+        return _wait(self._start_all_to_all(by_rank)).transpose(1, 2).flatten(2, 3)
 
-    def _share(self, tokens: torch.Tensor) -> torch.Tensor:
+    def _shard_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[B, S, D], padded to a multiple of the ranks, to this rank's [B, S / ranks, D]."""
         if self.size == 1:
             return tokens
-        share = -(-tokens.shape[1] // self.size)
-        padding = share * self.size - tokens.shape[1]
+        length = -(-tokens.shape[1] // self.size)
+        padding = length * self.size - tokens.shape[1]
         padded = functional.pad(tokens, (0, 0, 0, padding))
-        return padded[:, share * self._rank : share * (self._rank + 1)].contiguous()
+        return padded[:, length * self._rank : length * (self._rank + 1)].contiguous()
 
-    def _without_padding(self, text_share: int, share: int) -> list[slice]:
-        """Slices of the tokens of all ranks, [text, video] by rank, that hold no padding; none
-        where there is no padding to leave out."""
+    def _unpadded_slices(self, text_length: int, length: int) -> list[slice]:
+        """Slices that select the tokens without padding from the gathered tokens of all ranks.
+
+        A rank has `length` tokens, the first `text_length` of them text. Empty if no token is
+        padding.
+        """
         num_text, num_video = self._num_tokens
-        if share * self.size == num_text + num_video:
+        if length * self.size == num_text + num_video:
             return []
-        kept = []
+        slices = []
         for rank in range(self.size):
-            start = rank * share
-            text = min(text_share, max(0, num_text - rank * text_share))
-            video_share = share - text_share
-            video = min(video_share, max(0, num_video - rank * video_share))
-            kept += [
+            start = rank * length
+            text = min(text_length, max(0, num_text - rank * text_length))
+            video_length = length - text_length
+            video = min(video_length, max(0, num_video - rank * video_length))
+            slices += [
                 slice(start, start + text),
-                slice(start + text_share, start + text_share + video),
+                slice(start + text_length, start + text_length + video),
             ]
-        return kept
+        return slices
 
-    def _exchange(self, by_rank: torch.Tensor) -> torch.Tensor:
-        """Part i of the first axis goes to rank i; part i of the result, once received, is its."""
+    def _start_all_to_all(self, by_rank: torch.Tensor) -> torch.Tensor:
+        """Send entry i of [ranks, ...] to rank i; after `_wait`, entry i is the one from rank i."""
         parts = [1] * self.size
-        sent: torch.Tensor = torch.ops._c10d_functional.all_to_all_single(
+        pending: torch.Tensor = torch.ops._c10d_functional.all_to_all_single(
             by_rank.contiguous(), parts, parts, self._group.group_name
         )
-        return sent
+        return pending
 
 
-class Ranks:
-    """The mesh of the ranks of this process's clip: guidance x sequence."""
+class RankMesh:
+    """The ranks that generate one clip together: CFG-parallel x Ulysses."""
 
     def __init__(self, rank: int, size: int, device: torch.device, *, guided: bool = True) -> None:
-        """Needs `join` before. Two halves of the batch where it is `guided` and the size even."""
-        guidance = 2 if guided and size % 2 == 0 else 1
-        sequence = size // guidance
+        """Call `join` instead. Uses two CFG-parallel ranks if `guided` and `size` is even."""
+        num_cfg = 2 if guided and size % 2 == 0 else 1
+        num_ulysses = size // num_cfg
         self.rank, self.size, self._device = rank, size, device
-        # Every rank has to make every group, in the same order.
-        by_sequence = [
-            dist.new_group(_line(start, sequence, 1)) for start in range(0, size, sequence)
+        # new_group is collective: every rank creates every group, in the same order.
+        ulysses = [
+            dist.new_group(list(range(start, start + num_ulysses)))
+            for start in range(0, size, num_ulysses)
         ]
-        across = [dist.new_group(_line(start, guidance, sequence)) for start in range(sequence)]
+        cfg = [
+            dist.new_group(list(range(start, size, num_ulysses))) for start in range(num_ulysses)
+        ]
         self._host = dist.new_group(backend="gloo")
-        half, place = divmod(rank, sequence)
-        self.guidance = GuidanceRanks(across[place], half, guidance)
-        self.sequence = SequenceRanks(by_sequence[half], place, sequence)
+        cfg_rank, ulysses_rank = divmod(rank, num_ulysses)
+        self.cfg = CfgParallelGroup(cfg[ulysses_rank], cfg_rank, num_cfg)
+        self.ulysses = UlyssesGroup(ulysses[cfg_rank], ulysses_rank, num_ulysses)
 
     def check_heads(self, num_heads: int) -> None:
-        """Raise ConfigError where the heads cannot be shared out."""
-        if num_heads % self.sequence.size:
+        """Raise ConfigError if the attention heads do not divide among the Ulysses ranks."""
+        if num_heads % self.ulysses.size:
             raise ConfigError(
-                f"model.gpus_per_clip: {self.size} makes {self.sequence.size} sequence ranks, "
+                f"model.gpus_per_clip: {self.size} makes {self.ulysses.size} Ulysses ranks, "
                 f"which must divide the model's {num_heads} heads; use fewer or more"
             )
 
-    def agree(self, numbers: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks, as rank 0 has it: the same bits everywhere."""
-        dist.all_reduce(numbers)
-        dist.broadcast(numbers, 0)
-        return numbers
+    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum `values` over all ranks, in place and with bit-identical results on every rank."""
+        dist.all_reduce(values)
+        dist.broadcast(values, 0)
+        return values
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so. Does not wait for the device."""
+        """Whether `flag` is true on any rank. Does not synchronize with the device."""
         flags = torch.tensor(int(flag))
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._host)
         return bool(flags)
 
-    def share_out(self, works: list[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
-        """Results of `works`, each done by one rank and sent to all."""
-        mine = {
-            index: work().contiguous()
-            for index, work in enumerate(works)
+    def distribute(self, tasks: list[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
+        """Results of `tasks` on every rank; each task runs on one rank, round-robin."""
+        own = {
+            index: task().contiguous()
+            for index, task in enumerate(tasks)
             if index % self.size == self.rank
         }
-        results = []
-        for index in range(len(works)):
-            owner = index % self.size
-            tensor = _broadcast(mine.get(index), owner, self.rank, self._device)
-            results.append(tensor)
-        return results
+        return [
+            _broadcast(own.get(index), index % self.size, self._device)
+            for index in range(len(tasks))
+        ]
 
 
 def join(
@@ -195,11 +201,12 @@ def join(
     timeout_s: float,
     *,
     guided: bool = True,
-) -> Ranks:
-    """Meet the other ranks at `address` (`tcp://host:port`). A rank that is silent for `timeout_s`
-    seconds ends the others' wait with an error. Raises ConfigError.
+) -> RankMesh:
+    """Join the process group at `address` (`tcp://host:port`). Raises ConfigError.
 
-    All clips can be made; those without guidance take half of the ranks for nothing if `guided`.
+    A collective that waits longer than `timeout_s` seconds for another rank fails with an error.
+    `guided` says whether clips are usually guided: if so, clips without guidance still work but
+    leave the speed-up of the CFG-parallel half unused.
     """
     backend, bound = "gloo", None
     if device.type == "cuda":
@@ -218,42 +225,37 @@ def join(
         raise ConfigError(
             f"model.gpus_per_clip: rank {rank} of {size} cannot join: {error}"
         ) from error
-    return Ranks(rank, size, device, guided=guided)
+    return RankMesh(rank, size, device, guided=guided)
 
 
 def leave() -> None:
-    """Leave the group."""
+    """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _received(sent: torch.Tensor) -> torch.Tensor:
-    """[ranks, B, ...] once it is there, as [B, ranks, ...]."""
-    received: torch.Tensor = torch.ops._c10d_functional.wait_tensor(sent)
+def _wait(pending: torch.Tensor) -> torch.Tensor:
+    """A pending all-to-all [ranks, B, ...] once it has finished, as [B, ranks, ...]."""
+    received: torch.Tensor = torch.ops._c10d_functional.wait_tensor(pending)
     return received.transpose(0, 1)
 
 
-def _line(start: int, count: int, step: int) -> list[int]:
-    return [start + step * index for index in range(count)]
-
-
 def _all_gather(
-    tensor: torch.Tensor, axis: int, group: dist.ProcessGroup, size: int
+    tensor: torch.Tensor, dim: int, group: dist.ProcessGroup, size: int
 ) -> torch.Tensor:
+    """The tensors of all ranks of `group`, equal in shape, concatenated along `dim`."""
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(size)]
     dist.all_gather(parts, tensor.contiguous(), group=group)
-    return torch.cat(parts, dim=axis)
+    return torch.cat(parts, dim=dim)
 
 
-def _broadcast(
-    tensor: torch.Tensor | None, owner: int, rank: int, device: torch.device
-) -> torch.Tensor:
-    """The owner's tensor on every rank; the others know neither its shape nor its dtype."""
-    facts = [(tensor.shape, tensor.dtype) if tensor is not None else None]
-    dist.broadcast_object_list(facts, src=owner, device=device)
+def _broadcast(tensor: torch.Tensor | None, source: int, device: torch.device) -> torch.Tensor:
+    """The tensor of rank `source` on every rank; the others know neither its shape nor dtype."""
+    meta = [(tensor.shape, tensor.dtype) if tensor is not None else None]
+    dist.broadcast_object_list(meta, src=source, device=device)
     if tensor is None:
-        assert facts[0] is not None
-        shape, dtype = facts[0]
+        assert meta[0] is not None
+        shape, dtype = meta[0]
         tensor = torch.empty(shape, dtype=dtype, device=device)
-    dist.broadcast(tensor, owner)
+    dist.broadcast(tensor, source)
     return tensor

@@ -1,4 +1,4 @@
-"""Linear layers in 8 bits, with a scale for each row of the weights and of the inputs."""
+"""8-bit linear layers with row-wise scales: one per output channel of the weight, one per token."""
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
@@ -10,20 +10,21 @@ from vidgen_ray.config import Linears
 
 FLOAT8 = torch.float8_e4m3fn
 _MAX = {FLOAT8: torch.finfo(FLOAT8).max, torch.int8: 127.0}
-_STORAGE = {"fp8": FLOAT8, "fp8_weights": FLOAT8, "int8": torch.int8}
-_ALIGNMENT = 16  # of the hardware's 8-bit product, in columns and rows of the weights
+_DTYPES = {"fp8": FLOAT8, "fp8_weights": FLOAT8, "int8": torch.int8}
+_ALIGNMENT = 16  # 8-bit matrix products need K and N to be multiples of it
 
-# The layers that hold the transformer's arithmetic. Those of the norms see two rows a step.
-_NAMES = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+# The layers with most of the transformer's FLOPs. The modulation layers of the norms are left out:
+# they see one row per sample.
+QUANTIZED_LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
 class EightBitLinear(nn.Linear):
-    """A linear layer whose weights are float8 or int8 with a float32 scale a row.
+    """A linear layer with float8 or int8 weights and one float32 scale per output channel.
 
-    Inputs become the same, with a scale for each token, unless `weights_only`: then the weights
-    are widened to the inputs' dtype. On a device without an 8-bit product the same sum is done in
-    float32 over the same rounded numbers. With `gelu` the layer begins with that (tanh), which a
-    GPU joins to the rounding.
+    Activations are quantized to the same dtype with one scale per token, unless `weights_only`:
+    then the weights are dequantized to the activations' dtype. On devices without 8-bit matrix
+    products the quantized values are multiplied in float32. With `gelu` the layer applies GELU
+    (tanh) to its input first, which on a GPU is fused with the quantization.
     """
 
     weight_scale: torch.Tensor
@@ -31,7 +32,7 @@ class EightBitLinear(nn.Linear):
     def __init__(
         self,
         linear: nn.Linear,
-        storage: torch.dtype = FLOAT8,
+        dtype: torch.dtype = FLOAT8,
         *,
         weights_only: bool = False,
         gelu: bool = False,
@@ -40,24 +41,25 @@ class EightBitLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weights_only = weights_only
         self.gelu = gelu
-        weight, scale = quantize_rows(linear.weight.detach(), storage)
+        weight, scale = quantize_rows(linear.weight.detach(), dtype)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer("weight_scale", scale)
         self.bias = linear.bias
 
     def set_weight(self, weight: torch.Tensor) -> None:
-        """Take other weights, in place, so that compiled code goes on as it is."""
-        rows, scale = quantize_rows(weight, self.weight.dtype)
-        self.weight.data.copy_(rows)
+        """Quantize weight [out, in] into the existing storage, so compiled code stays valid."""
+        quantized, scale = quantize_rows(weight, self.weight.dtype)
+        self.weight.data.copy_(quantized)
         self.weight_scale.copy_(scale)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
         if self.weights_only:
             weight = self.weight.to(input.dtype) * self.weight_scale.to(input.dtype)
             return functional.linear(_gelu(input) if self.gelu else input, weight, self.bias)
-        quantize = quantize_gelu_rows if self.gelu else quantize_rows
+        quantize = gelu_quantize_rows if self.gelu else quantize_rows
         rows, scale = quantize(input.flatten(0, -2), self.weight.dtype)
-        product = scaled_product(rows, scale, self.weight, self.weight_scale, self.bias)
+        product = scaled_matmul(rows, scale, self.weight, self.weight_scale, self.bias)
         return product.to(input.dtype).view(*input.shape[:-1], self.out_features)
 
 
@@ -69,11 +71,15 @@ def quantize_linears(transformer: CogVideoXTransformer3DModel, linears: Linears)
         first, last = block.ff.net[0], block.ff.net[2]
         gelu = isinstance(first, GELU) and first.approximate == "tanh" and _is_aligned(last)
         for name, module in list(block.named_modules()):
-            if isinstance(module, nn.Linear) and name.endswith(_NAMES) and _is_aligned(module):
+            if (
+                isinstance(module, nn.Linear)
+                and name.endswith(QUANTIZED_LAYERS)
+                and _is_aligned(module)
+            ):
                 parent, _, leaf = name.rpartition(".")
                 quantized = EightBitLinear(
                     module,
-                    _STORAGE[linears],
+                    _DTYPES[linears],
                     weights_only=linears == "fp8_weights",
                     gelu=gelu and module is last,
                 )
@@ -83,7 +89,7 @@ def quantize_linears(transformer: CogVideoXTransformer3DModel, linears: Linears)
 
 
 class _Projection(nn.Module):
-    """diffusers' GELU without its function: only the layer before it, by the same name."""
+    """diffusers' GELU module without the activation; `proj` keeps its parameter names."""
 
     def __init__(self, proj: nn.Module) -> None:
         super().__init__()
@@ -95,41 +101,42 @@ class _Projection(nn.Module):
 
 
 def quantize_rows(
-    rows: torch.Tensor, storage: torch.dtype = FLOAT8
+    rows: torch.Tensor, dtype: torch.dtype = FLOAT8
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[M, K] as `storage` [M, K] and float32 scales [M, 1], so that rows = stored * scale."""
-    scale = rows.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / _MAX[storage]
+    """Quantize [M, K] to `dtype`, with float32 scales [M, 1]: rows = quantized * scale."""
+    scale = rows.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / _MAX[dtype]
     scaled = rows.float() / scale
-    return (scaled.round() if storage == torch.int8 else scaled).to(storage), scale
+    return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), scale
 
 
-def quantize_gelu_rows(
-    rows: torch.Tensor, storage: torch.dtype = FLOAT8
+def gelu_quantize_rows(
+    rows: torch.Tensor, dtype: torch.dtype = FLOAT8
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`quantize_rows` of GELU (tanh) of rows [M, K]."""
+    """`quantize_rows` of GELU (tanh) of [M, K]: quantized [M, K] and float32 scales [M, 1]."""
     if rows.device.type == "cuda":
-        from vidgen_ray.model.triton_kernels import gelu_rows  # Triton comes with CUDA's torch
+        # Triton is only installed with CUDA builds of torch.
+        from vidgen_ray.model import triton_quantization
 
-        rounded, scale = gelu_rows(rows, storage)
-        return rounded, scale
-    return quantize_rows(_gelu(rows), storage)
+        quantized, scale = triton_quantization.gelu_quantize_rows(rows, dtype, _MAX[dtype])
+        return quantized, scale
+    return quantize_rows(_gelu(rows), dtype)
 
 
-def scaled_product(
+def scaled_matmul(
     rows: torch.Tensor,
     row_scale: torch.Tensor,
     weight: torch.Tensor,
     weight_scale: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """rows [M, K] times weight [N, K] transposed, both scaled, plus bias: [M, N].
+    """(rows [M, K] * row_scale [M, 1]) @ (weight [N, K] * weight_scale [N, 1]).T + bias [N].
 
-    bfloat16 on a GPU, float32 otherwise.
+    The result [M, N] is bfloat16 on a GPU, float32 otherwise.
     """
     if rows.device.type == "cuda" and rows.dtype == torch.int8:
-        from vidgen_ray.model.triton_kernels import int8_product
+        from vidgen_ray.model.triton_quantization import int8_scaled_matmul
 
-        scaled: torch.Tensor = int8_product(rows, row_scale, weight, weight_scale, bias)
+        scaled: torch.Tensor = int8_scaled_matmul(rows, row_scale, weight, weight_scale, bias)
         return scaled
     if rows.device.type == "cuda":
         return torch._scaled_mm(

@@ -1,8 +1,8 @@
-"""The DPM solver of CogVideoX without waiting for the device: diffusers' numbers, drawn ahead.
+"""CogVideoX's DPM scheduler without device synchronization, with prefetched noise.
 
-diffusers looks up each step's noise level by a timestep that lies on the device, and draws noise on
-the CPU once the step is reached: the device idles meanwhile. Here timesteps are plain numbers, and
-a thread draws the noise of the next step during this one.
+diffusers looks up each step's noise level by a timestep on the device, which synchronizes, and
+draws noise on the CPU when the step is reached, so the device idles. Here timesteps are Python
+integers, and a thread draws the noise of the next step during the current one.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,17 +12,17 @@ from diffusers import CogVideoXDPMScheduler
 
 
 class SyncFreeDPM(CogVideoXDPMScheduler):  # type: ignore[misc]
-    """`CogVideoXDPMScheduler` with the same steps on the same noise, bit for bit on a CPU."""
+    """`CogVideoXDPMScheduler` with the same steps and noise, bit-exact on a CPU."""
 
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None
     ) -> None:
-        """As in diffusers; begins a clip."""
+        """As in diffusers; also resets the state of the last clip."""
         super().set_timesteps(num_inference_steps, "cpu")
         self.timesteps: torch.Tensor
-        self._numbers: list[int] = self.timesteps.tolist()
+        self._timesteps: list[int] = self.timesteps.tolist()
         self._next = 0
-        self._noise: _NoiseAhead | None = None
+        self._noise: _NoisePrefetcher | None = None
         self.timesteps = self.timesteps.to(device)
 
     def step(
@@ -38,53 +38,53 @@ class SyncFreeDPM(CogVideoXDPMScheduler):  # type: ignore[misc]
         variance_noise: torch.Tensor | None = None,
         return_dict: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sample before `timestep`, and the predicted clean one; steps come in order.
+        """The previous sample and the predicted clean one, both of the sample's shape.
 
-        DPM-Solver++ (2M, SDE), arXiv:2211.01095, as CogVideoX uses it.
+        Steps must come in order. DPM-Solver++ (2M, SDE), arXiv:2211.01095, as CogVideoX uses it.
         """
         index, self._next = self._next, self._next + 1
-        number = self._numbers[index]
-        before = number - self.config.num_train_timesteps // self.num_inference_steps
-        alpha = self.alphas_cumprod[number]
-        alpha_before = self.alphas_cumprod[before] if before >= 0 else self.final_alpha_cumprod
-        alpha_back = self.alphas_cumprod[self._numbers[index - 1]] if index else None
+        current = self._timesteps[index]
+        prev = current - self.config.num_train_timesteps // self.num_inference_steps
+        alpha_t = self.alphas_cumprod[current]
+        alpha_prev = self.alphas_cumprod[prev] if prev >= 0 else self.final_alpha_cumprod
+        alpha_back = self.alphas_cumprod[self._timesteps[index - 1]] if index else None
         if self._noise is None:
-            self._noise = _NoiseAhead(sample, generator)
-        # diffusers draws twice in a step with a past, and uses the second: so does the seed.
-        is_first_order = old_pred_original_sample is None or before < 0
+            self._noise = _NoisePrefetcher(sample, generator)
+        # In second-order steps diffusers draws noise twice and uses the second draw.
+        is_first_order = old_pred_original_sample is None or prev < 0
         noise = self._noise.draw(1 if is_first_order else 2, self._upcoming_draws())
-        clean = alpha**0.5 * sample - (1 - alpha) ** 0.5 * model_output
-        h, r, *_ = self.get_variables(alpha, alpha_before, alpha_back)
-        mult = self.get_mult(h, r, alpha, alpha_before, alpha_back)
-        mult_noise = (1 - alpha_before) ** 0.5 * (1 - (-2 * h).exp()) ** 0.5
+        clean = alpha_t**0.5 * sample - (1 - alpha_t) ** 0.5 * model_output
+        h, r, *_ = self.get_variables(alpha_t, alpha_prev, alpha_back)
+        mult = self.get_mult(h, r, alpha_t, alpha_prev, alpha_back)
+        mult_noise = (1 - alpha_prev) ** 0.5 * (1 - (-2 * h).exp()) ** 0.5
         if is_first_order:
             return mult[0] * sample - mult[1] * clean + mult_noise * noise, clean
         denoised = mult[2] * clean - mult[3] * old_pred_original_sample
         return mult[0] * sample - mult[1] * denoised + mult_noise * noise, clean
 
     def _upcoming_draws(self) -> int:
-        """How often the next step will draw; 0 after the last."""
-        if self._next >= len(self._numbers):
+        """How many times the next step will draw noise; 0 after the last."""
+        if self._next >= len(self._timesteps):
             return 0
         stride = self.config.num_train_timesteps // self.num_inference_steps
-        return 1 if self._numbers[self._next] < stride else 2
+        return 1 if self._timesteps[self._next] < stride else 2
 
 
-class _NoiseAhead:
-    """Noise of the caller's generator in the order of the steps, drawn one step ahead."""
+class _NoisePrefetcher:
+    """Noise from the caller's generator in step order, drawn one step ahead on a thread."""
 
     def __init__(self, sample: torch.Tensor, generator: torch.Generator | None) -> None:
         self._shape, self._dtype, self._device = sample.shape, sample.dtype, sample.device
         self._generator = generator
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="noise")
-        self._waiting: Future[torch.Tensor] | None = None
+        self._pending: Future[torch.Tensor] | None = None
 
     def draw(self, times: int, upcoming: int) -> torch.Tensor:
-        """The last of `times` draws; starts on the `upcoming` draws of the next step."""
-        waiting, self._waiting = self._waiting, None
-        noise = waiting.result() if waiting else self._draw(times)
+        """The last of `times` draws; starts the `upcoming` draws of the next step."""
+        pending, self._pending = self._pending, None
+        noise = pending.result() if pending else self._draw(times)
         if upcoming:
-            self._waiting = self._pool.submit(self._draw, upcoming)
+            self._pending = self._pool.submit(self._draw, upcoming)
         else:
             self._pool.shutdown(wait=False)
         return noise.to(self._device, non_blocking=True)

@@ -1,36 +1,41 @@
-"""The step cache: a step much like the last computed one takes over the work of its blocks.
+"""The step cache: reuse the residual of the transformer's blocks between similar steps.
 
-The first block of the transformer always runs. How much its contribution has changed since the
-last computed step, relative to its size, decides whether the other blocks run or their last
-contribution is added again (first-block cache of ParaAttention, after TeaCache, arXiv:2411.19108).
+The first block always runs. The relative change of its residual since the last computed step
+decides whether the remaining blocks run or their cached residual is reused (first-block cache of
+ParaAttention, after TeaCache, arXiv:2411.19108).
 """
 
 from collections.abc import Callable
 
 import torch
 
-Agree = Callable[[torch.Tensor], torch.Tensor]
+AllReduce = Callable[[torch.Tensor], torch.Tensor]
 
 
 class StepCache:
-    """What is kept between the steps of one clip. `reset` it before each."""
+    """The cached residuals of one clip. Call `reset` before each clip."""
 
-    def __init__(self, threshold: float, agree: Agree | None = None) -> None:
-        """`agree` makes one number of those of several ranks, so that all decide alike."""
+    def __init__(self, threshold: float, all_reduce: AllReduce | None = None) -> None:
+        """`threshold` is the largest relative change at which the cached residual is reused.
+
+        `all_reduce` sums a tensor over the ranks, so that all ranks take the same decision.
+        """
         self._threshold = threshold
-        self._agree = agree
+        self._all_reduce = all_reduce
         self.reset()
 
     def reset(self) -> None:
-        """Forget the clip."""
-        self.changes: list[float] = []  # of each step after the first, for calibration
+        """Drop everything cached for the clip."""
+        self.changes: list[
+            float
+        ] = []  # relative change of each step after the first, for calibration
         self._first: torch.Tensor | None = None
         self._rest: torch.Tensor | None = None
 
     def lookup(self, first: torch.Tensor) -> torch.Tensor | None:
-        """What the other blocks added last time; None where they have to run.
+        """The cached residual [B, S, D] of the remaining blocks, or None if they have to run.
 
-        `first` [B, S, D] is what the first block added to the video tokens in this step.
+        `first` [B, S, D] is the residual of the first block on the video tokens in this step.
         """
         if self._first is None:
             return None
@@ -40,13 +45,13 @@ class StepCache:
                 self._first.abs().sum(dtype=torch.float32),
             ]
         )
-        if self._agree:
-            sums = self._agree(sums)
+        if self._all_reduce:
+            sums = self._all_reduce(sums)
         difference, size = sums.tolist()
         change = difference / max(size, 1e-12)
         self.changes.append(change)
         return self._rest if change <= self._threshold else None
 
     def store(self, first: torch.Tensor, rest: torch.Tensor) -> None:
-        """Keep what the first block and the others added in a computed step."""
+        """Cache the residuals [B, S, D] of the first block and of the rest in a computed step."""
         self._first, self._rest = first, rest

@@ -1,4 +1,4 @@
-"""Plain diffusers calls, as a user would write them: what the profiles are measured against."""
+"""Plain diffusers calls, as a user would write them: the baseline that profiles are compared to."""
 
 import inspect
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from vidgen_ray.schema import GenerationRequest
 
 @dataclass(frozen=True)
 class StockClip:
-    """Frames as uint8 [F, H, W, 3], and the latents they came from, where these are shown."""
+    """Frames as uint8 [F, H, W, 3], and the final latents if the pipeline exposes them."""
 
     frames: np.ndarray
     latents: torch.Tensor | None
 
 
 def load_stock(checkpoint: Checkpoint, dtype: Dtype, device: torch.device) -> DiffusionPipeline:
-    """The checkpoint's own pipeline on `device`, with the solver that its authors advise."""
+    """The checkpoint's pipeline on `device`, with the scheduler that its authors recommend."""
     pipeline = load_pipeline(checkpoint, dtype, device)
     pipeline.scheduler = CogVideoXDPMScheduler.from_config(
         pipeline.scheduler.config, timestep_spacing="trailing"
@@ -33,11 +33,11 @@ def load_stock(checkpoint: Checkpoint, dtype: Dtype, device: torch.device) -> Di
 
 
 def load_alternative(name: str, dtype: Dtype, device: torch.device) -> DiffusionPipeline:
-    """Any video pipeline of diffusers, by folder or hub id, as it is. Raises ConfigError."""
+    """Any video pipeline of diffusers, by folder or hub id, unchanged. Raises ConfigError."""
     quiet()
     try:
         pipeline = DiffusionPipeline.from_pretrained(name, dtype=getattr(torch, dtype))
-    except Exception as error:  # the loaders raise anything from KeyError to SafetensorError
+    except Exception as error:  # loaders raise anything from KeyError to SafetensorError
         raise ConfigError(
             f"alternative: {name} cannot be loaded: {str(error).strip().splitlines()[0]}; "
             "name a diffusers pipeline by its folder or hub id"
@@ -49,16 +49,16 @@ def load_alternative(name: str, dtype: Dtype, device: torch.device) -> Diffusion
 def call_stock(
     pipeline: DiffusionPipeline, request: GenerationRequest, pixels: np.ndarray
 ) -> StockClip:
-    """The clip of one call. Noise comes from a CPU generator, as the engine's does.
+    """Generate one clip. Noise comes from a CPU generator, as in the engine.
 
-    `pixels` is the conditioning image, uint8 [H, W, 3]; a pipeline without one goes by the prompt.
-    Raises EngineError where the pipeline gives no frames.
+    `pixels` is the conditioning image, uint8 [H, W, 3]; text-to-video pipelines ignore it. Raises
+    EngineError if the pipeline returns no frames.
     """
-    known = inspect.signature(type(pipeline).__call__).parameters
-    seen: dict[str, torch.Tensor] = {}
+    accepted = inspect.signature(type(pipeline).__call__).parameters
+    last_tensors: dict[str, torch.Tensor] = {}
 
     def after_step(_pipeline: Any, _step: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        seen.update(tensors)
+        last_tensors.update(tensors)
         return tensors
 
     fields = {
@@ -74,8 +74,8 @@ def call_stock(
         "callback_on_step_end": after_step,
         "output_type": "pil",
     }
-    result = pipeline(**{name: value for name, value in arguments.items() if name in known})
+    result = pipeline(**{name: value for name, value in arguments.items() if name in accepted})
     if not hasattr(result, "frames"):
-        raise EngineError(f"{type(pipeline).__name__} gives no frames; name a video pipeline")
+        raise EngineError(f"{type(pipeline).__name__} returns no frames; name a video pipeline")
     frames = np.stack([np.asarray(frame) for frame in result.frames[0]])
-    return StockClip(frames, seen.get("latents"))
+    return StockClip(frames, last_tensors.get("latents"))

@@ -27,7 +27,7 @@ from vidgen_ray.serving.queue.webhooks import check_secret
 _LOOK_AGAIN_S = 0.2
 
 
-def build_app(args: ServingArguments) -> Application:
+def build_app(args: ServingArguments, generator_class: type[Generator] = Generator) -> Application:
     """Ingress -> Dispatcher -> Generator and Scorer. Everything that can be checked is, here.
 
     Raises ConfigError, ArtifactError and StoreError.
@@ -62,7 +62,7 @@ def build_app(args: ServingArguments) -> Application:
     application: Application = ingress(Ingress).bind(
         arguments,
         dispatcher(Dispatcher).bind(
-            arguments, generator(Generator).bind(arguments), scorer(Scorer).bind(arguments)
+            arguments, generator(generator_class).bind(arguments), scorer(Scorer).bind(arguments)
         ),
     )
     return application

@@ -18,8 +18,8 @@ from vidgen_ray.cluster.signals import signals_call
 from vidgen_ray.encoding.shards import EncodedClips
 from vidgen_ray.errors import EngineError, Interrupted, first_line
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.model.adapters import WEIGHTS_NAME
 from vidgen_ray.model.checkpoint import open_checkpoint
+from vidgen_ray.model.lora_file import FINAL_NAME, WEIGHTS_NAME
 from vidgen_ray.training.channel import call, open_channel
 from vidgen_ray.training.metrics_log import MetricsLog
 from vidgen_ray.training.preflight import (
@@ -32,7 +32,7 @@ from vidgen_ray.training.preflight import (
     with_sample_prompts,
 )
 from vidgen_ray.training.progress import ProgressReporter, describe_plan, describe_result, show
-from vidgen_ray.training.run import FINAL, TrainingArguments, TrainingRun
+from vidgen_ray.training.run import TrainingArguments, TrainingRun
 from vidgen_ray.training.schedule import TrainingSchedule
 from vidgen_ray.training.state import FOLDER, num_committed_steps
 from vidgen_ray.training.worker import train_worker
@@ -57,8 +57,8 @@ def run_training(arguments: TrainingArguments, console: Console) -> None:
     schedule = TrainingSchedule(config.training, len(clips), max(1, arguments.num_workers))
     settings = curve_settings(config, schedule, clips, checkpoint)
     refuse_changed_settings(store, settings)
-    if store.read(f"{FINAL}/{WEIGHTS_NAME}") is not None:
-        show(console, f"{arguments.output} is already trained: {FINAL}/{WEIGHTS_NAME}")
+    if store.read(f"{FINAL_NAME}/{WEIGHTS_NAME}") is not None:
+        show(console, f"{arguments.output} is already trained: {FINAL_NAME}/{WEIGHTS_NAME}")
         return
     arguments = replace(arguments, config=with_sample_prompts(config, store))
     with connected(arguments.ray_address) if arguments.num_workers else nullcontext():

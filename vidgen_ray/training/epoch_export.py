@@ -13,13 +13,13 @@ from vidgen_ray.config import SamplePrompt
 from vidgen_ray.errors import VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.generation.single import generate_clip
-from vidgen_ray.model.adapters import WEIGHTS_NAME
 from vidgen_ray.model.checkpoint import Checkpoint
+from vidgen_ray.model.lora_file import FINAL_NAME, WEIGHTS_NAME
 from vidgen_ray.provenance import versions
 from vidgen_ray.schema import GenerationRecord
 from vidgen_ray.training.channel import call
 from vidgen_ray.training.loop import Trainer
-from vidgen_ray.training.run import FINAL, TrainingRun
+from vidgen_ray.training.run import TrainingRun
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class EpochExporter:
         for name in ("adapter.json", WEIGHTS_NAME):
             data = self.store.read(f"{last}/{name}")
             assert data is not None
-            self.store.write(f"{FINAL}/{name}", data)
+            self.store.write(f"{FINAL_NAME}/{name}", data)
 
     def _publish(self, file: Path, epoch: int) -> None:
         name = _name_of(epoch)

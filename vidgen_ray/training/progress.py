@@ -6,9 +6,9 @@ from statistics import fmean, median_high
 
 from rich.console import Console
 
+from vidgen_ray.model.lora_file import FINAL_NAME
 from vidgen_ray.training.estimate import StepEstimate
 from vidgen_ray.training.metrics_log import CSV_NAME, PLOT_NAME, MetricsLog
-from vidgen_ray.training.run import FINAL
 from vidgen_ray.training.schedule import TrainingSchedule
 from vidgen_ray.training.state import StepMetrics
 
@@ -60,7 +60,7 @@ def describe_plan(
 
 def describe_result(rows: Sequence[StepMetrics], cost: StepEstimate, output: str) -> str:
     """The measured cost beside the estimate, the loss, and where the adapter is."""
-    adapter = f"Adapter: {output.rstrip('/')}/{FINAL}"
+    adapter = f"Adapter: {output.rstrip('/')}/{FINAL_NAME}"
     if not rows:
         return adapter
     step_s = median_high(row.step_s for row in rows)

@@ -5,8 +5,6 @@ from typing import Any
 
 from vidgen_ray.config import Config
 
-FINAL = "adapter_final"  # folder of the finished adapter; it exists only if the run is complete
-
 
 @dataclass(frozen=True)
 class TrainingArguments:

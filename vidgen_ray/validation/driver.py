@@ -6,7 +6,7 @@ from rich.console import Console
 
 from vidgen_ray.batch.driver import (
     EXIT_ACCEPTED,
-    EXIT_NEEDS_EYES,
+    EXIT_NEEDS_REVIEW,
     BatchArguments,
     make_clips,
 )
@@ -17,7 +17,8 @@ from vidgen_ray.generation.report import render_report
 from vidgen_ray.model.adapters import open_adapter
 from vidgen_ray.model.checkpoint import open_checkpoint
 from vidgen_ray.schema import BatchSummary
-from vidgen_ray.validation.prompts import compare, read_prompts
+from vidgen_ray.validation.comparison import compare
+from vidgen_ray.validation.prompts import read_prompts
 
 
 @dataclass(frozen=True)
@@ -69,4 +70,4 @@ def run_validation(arguments: ValidationArguments, console: Console) -> int:
             console.print(f"{prompt.id}: {reason}", markup=False, highlight=False, soft_wrap=True)
     verdict = f"{'PASS' if validation.passed else 'FAIL'}: {validation.verdict}"
     console.print(verdict, markup=False, highlight=False, soft_wrap=True)
-    return EXIT_ACCEPTED if validation.passed else EXIT_NEEDS_EYES
+    return EXIT_ACCEPTED if validation.passed else EXIT_NEEDS_REVIEW

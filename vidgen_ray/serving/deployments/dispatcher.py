@@ -12,12 +12,14 @@ from uuid import uuid4
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
+from vidgen_ray.addresses import one_line
 from vidgen_ray.cluster.metrics import JobMetrics, QueueMetrics, RetryMetrics
 from vidgen_ray.errors import ArtifactError, StoreError, VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
+from vidgen_ray.generation.commit import AttemptResult
 from vidgen_ray.schema import ErrorRecord, GenerationRecord
 from vidgen_ray.serving.arguments import ServingArguments
-from vidgen_ray.serving.deployments.tasks import ClipTask, Settled
+from vidgen_ray.serving.deployments.tasks import ClipTask, GeneratorResult
 from vidgen_ray.serving.queue.store import Job, JobStore, Outcome
 from vidgen_ray.serving.queue.uploads import (
     StrayUploads,
@@ -132,13 +134,13 @@ class Dispatcher:
         except asyncio.CancelledError:
             await self._release(job, token, blame=False)
         except RayActorError as error:
-            logger.warning("worker lost: %s", _first_line(error), extra=log)
+            logger.warning("worker lost: %s", one_line(error), extra=log)
             await self._release(job, token, blame=True)
         except (ArtifactError, StoreError) as error:  # storage is away: no fault of the job's
-            logger.error("%s", _first_line(error), extra=log)
+            logger.error("%s", one_line(error), extra=log)
             await self._release(job, token, blame=False, delay_s=self._arguments.lease_s / 3)
         except Exception as error:  # Serve, or a defect: another try, later
-            logger.exception("clip could not be made: %s", _first_line(error), extra=log)
+            logger.exception("clip could not be made: %s", one_line(error), extra=log)
             await self._release(job, token, blame=True, delay_s=self._arguments.lease_s / 3)
 
     async def _clip(self, job: Job, token: str) -> GenerationRecord | None:
@@ -147,23 +149,28 @@ class Dispatcher:
             committed = await asyncio.to_thread(self._artifacts.read_record, job.id)
             if committed is not None:
                 return committed
-        attempt = job.attempt
+        number = job.attempt
         while True:
-            task = ClipTask(job.id, token, attempt, job.request, job.http_request_id)
-            response = self._generator.generate.remote(task)
-            try:
-                made = await response
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
+            made = await self._generate(
+                ClipTask(job.id, token, number, job.request, job.http_request_id)
+            )
             if made is None:
                 return None
-            settled: Settled = await self._scorer.settle.remote(made)
-            if settled.record is not None:
-                return GenerationRecord.model_validate_json(settled.record)
-            attempt += 1
+            result: AttemptResult = await self._scorer.commit_or_retry.remote(made)
+            if result.retry is None:
+                return result.record
+            number = result.retry.number
             if not await asyncio.to_thread(self._store.next_attempt, job.id, token):
                 return None
+
+    async def _generate(self, task: ClipTask) -> GeneratorResult | None:
+        response = self._generator.generate.remote(task)
+        try:
+            made: GeneratorResult | None = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        return made
 
     async def _finish(self, job: Job, token: str, record: GenerationRecord) -> None:
         outcome = _outcome(record)
@@ -179,7 +186,7 @@ class Dispatcher:
 
     async def _release(self, job: Job, token: str, *, blame: bool, delay_s: float = 0) -> None:
         if blame:
-            self._retries.again("worker_lost")
+            self._retries.retried("worker_lost")
         try:
             await asyncio.to_thread(
                 self._store.release, job.id, token, blame=blame, delay_s=delay_s
@@ -228,7 +235,3 @@ _PUBLIC = {
     "OutOfMemory": ("out_of_memory", "the device ran out of memory; ask the operator"),
     "EngineError": ("generation_failed", "the model could not make this clip; try another seed"),
 }
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,16 +1,16 @@
-"""Whose turn it is on a machine that makes clips on the CPUs which also answer HTTP."""
+"""CPU priorities where clips are made on the cores that also answer HTTP."""
 
 import os
 
 from vidgen_ray.config import has_nvidia_gpu
 
-_NICENESS = 10  # a tenth of the share of those who answer, when there is not enough for all
+_NICENESS = 10  # about a tenth of the CPU share of normal processes under contention
 
 
-def step_aside() -> None:
-    """Let this thread, and those that it starts, run after the others of the machine.
+def lower_priority() -> None:
+    """Run this thread, and those that it starts, at a lower CPU priority.
 
-    Where there is a GPU nothing changes: it would wait for its CPU.
+    Nothing changes on a machine with a GPU, which would then wait for its CPU thread.
     """
     if not has_nvidia_gpu():
         os.nice(_NICENESS)

@@ -8,10 +8,11 @@ from vidgen_ray.config import load_config
 from vidgen_ray.errors import ArtifactError
 from vidgen_ray.generation import attempt as attempts
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.schema import GenerationRecord, Video
+from vidgen_ray.generation.attempt import FailedAttempt, GeneratedAttempt, ScoredAttempt
+from vidgen_ray.generation.commit import AttemptResult, commit_or_retry
 from vidgen_ray.serving.arguments import ServingArguments
-from vidgen_ray.serving.deployments.priority import step_aside
-from vidgen_ray.serving.deployments.tasks import Made, Settled
+from vidgen_ray.serving.deployments.priority import lower_priority
+from vidgen_ray.serving.deployments.tasks import GeneratorResult
 
 logger = logging.getLogger("ray.serve")
 
@@ -20,7 +21,7 @@ class Scorer:
     """What follows the Generator: score, verdict, clip and record in the output store."""
 
     def __init__(self, arguments: ServingArguments) -> None:
-        step_aside()
+        lower_priority()
         self._arguments = arguments
         self._quality = load_config(arguments.config, arguments.settings).quality
         self._artifacts = ArtifactStore(arguments.output)
@@ -29,15 +30,15 @@ class Scorer:
         self._metrics = ClipMetrics("serving")
 
     def check_health(self) -> None:
-        """After a failure to write, ask for another process, on another node perhaps, for as long
-        as this one cannot write. Raises ArtifactError."""
+        """After a failed write, report unhealthy while this process cannot write, so that Serve
+        replaces it, perhaps on another node. Raises ArtifactError."""
         if self._failed:
             self._artifacts.check_writable()
             self._failed = False
 
-    async def settle(self, made: Made) -> Settled:
-        """Commit the attempt, or keep it and ask for another. Raises ArtifactError."""
-        work = asyncio.create_task(asyncio.to_thread(self._settle, made))
+    async def commit_or_retry(self, made: GeneratorResult) -> AttemptResult:
+        """Commit the attempt, or keep it aside and ask for another. Raises ArtifactError."""
+        work = asyncio.create_task(asyncio.to_thread(self._commit_or_retry, made))
         try:
             return await asyncio.shield(work)
         except ArtifactError:
@@ -47,28 +48,23 @@ class Scorer:
             await asyncio.wait([work])
             raise
 
-    def _settle(self, made: Made) -> Settled:
-        record = GenerationRecord.model_validate_json(made.record)
-        video = None
-        if made.frames is not None:
-            assert record.request is not None
-            video = Video(made.frames, record.request.fps)
-            num_threads = self._arguments.num_cpus_per_score
-            assert made.image is not None
-            record = attempts.with_score(record, video, made.image, self._quality, num_threads)
-        if made.image is not None:
-            self._artifacts.write_thumbnail(record.id, made.image)
-        final = attempts.settle(self._artifacts, record, video, self._quality.max_attempts)
-        settled = final or record
-        self._metrics.settled(settled, final=final is not None)
+    def _commit_or_retry(self, made: GeneratorResult) -> AttemptResult:
+        attempt = made.attempt
+        ended = attempt if isinstance(attempt, FailedAttempt) else self._score(attempt)
+        result = commit_or_retry(self._artifacts, ended, self._quality.max_attempts)
+        record = result.record
+        self._metrics.attempt_ended(record, final=result.retry is None)
         logger.info(
-            "clip settled",
+            "attempt rejected" if result.retry else "clip committed",
             extra={
                 "video_id": record.id,
                 "http_request_id": made.http_request_id,
                 "attempt": record.attempt,
-                "verdict": settled.status if final else "retry",
-                "temporal_score": settled.score.score if settled.score else None,
+                "verdict": "rejected" if result.retry else record.status,
+                "temporal_score": record.score.score if record.score else None,
             },
         )
-        return Settled(final.model_dump_json() if final else None)
+        return result
+
+    def _score(self, generated: GeneratedAttempt) -> ScoredAttempt:
+        return attempts.score(generated, self._quality, self._arguments.num_cpus_per_score)

@@ -1,8 +1,8 @@
-"""What travels between Dispatcher, Generator and Scorer. Pixels go by Ray's shared memory."""
+"""What the Dispatcher sends to the Generator; attempts themselves travel on to the Scorer."""
 
 from dataclasses import dataclass
 
-import numpy as np
+from vidgen_ray.generation.attempt import FailedAttempt, GeneratedAttempt
 
 
 @dataclass(frozen=True)
@@ -17,20 +17,8 @@ class ClipTask:
 
 
 @dataclass(frozen=True)
-class Made:
-    """An attempt after the Generator: its record as JSON, and pixels unless it failed.
+class GeneratorResult:
+    """An attempt after the Generator. Pixels travel in Ray's shared memory."""
 
-    `image` is uint8 [height, width, 3], `frames` uint8 [num_frames, height, width, 3].
-    """
-
-    record: str
+    attempt: GeneratedAttempt | FailedAttempt
     http_request_id: str
-    image: np.ndarray | None
-    frames: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class Settled:
-    """An attempt after the Scorer: the committed record as JSON, None to ask for another."""
-
-    record: str | None

@@ -17,6 +17,7 @@ from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.generation.templates import expand
 from vidgen_ray.image_io import decode_image
+from vidgen_ray.model.lora_file import is_lora_folder
 from vidgen_ray.schema import ID_PATTERN, GenerationRequest, resolve_request
 from vidgen_ray.serving.arguments import ServingArguments
 from vidgen_ray.serving.http.image_urls import fetch_image
@@ -65,8 +66,9 @@ class Intake:
         found = {}
         for path in sorted(Path(self._arguments.lora_folder).iterdir()):
             name = path.stem if path.suffix == ".safetensors" else path.name
-            holds = path.is_dir() and any(path.glob("*.safetensors"))
-            if (holds or path.suffix == ".safetensors") and ID_PATTERN.fullmatch(name):
+            if (is_lora_folder(path) or path.suffix == ".safetensors") and ID_PATTERN.fullmatch(
+                name
+            ):
                 found[name] = path
         return found
 

@@ -1,0 +1,337 @@
+"""A LoRA file or folder read into one scaled low-rank update for each layer that it changes."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from vidgen_ray.errors import RequestError
+from vidgen_ray.model.lora_names import LayerNames, LoraProblem, Role
+
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"  # what diffusers and `vidgen train` write
+FINAL_NAME = "adapter_final"  # in the folder of a training run, its result
+_PEFT_WEIGHTS_NAME = "adapter_model.safetensors"
+_PEFT_CONFIG_NAME = "adapter_config.json"
+
+_PART = 2**15
+_FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+# Every other initialisation of PEFT changes the base weights too (PiSSA, OLoRA, LoftQ, CorDA).
+_PLAIN_INITIALISATIONS = {True, False, None, "gaussian", "eva", "orthogonal"}
+# Settings of PEFT under which a layer adds something else than B @ A.
+_OTHER_METHODS = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "lora_bias": "a bias",
+    "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow",
+    "kasa_config": "KaSA",
+    "layer_replication": "replicated layers",
+    "target_parameters": "LoRA of single parameters",
+    "trainable_token_indices": "trained tokens",
+}
+
+
+@dataclass(frozen=True)
+class LoraDelta:
+    """The update of one layer: `scale` * B @ A, with A [rank, in] and B [out, rank] by their keys.
+
+    `alpha` already holds rsLoRA's square root, so that `scale` is always alpha / rank.
+    """
+
+    a_key: str
+    b_key: str
+    rank: int
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+class _PeftConfig(BaseModel):
+    """The settings of PEFT's LoraConfig that decide an adapter's strength, with its defaults."""
+
+    r: int = Field(8, ge=1, validation_alias=AliasChoices("r", "rank"))
+    lora_alpha: float = Field(8, gt=0, validation_alias=AliasChoices("lora_alpha", "alpha"))
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    use_rslora: bool = False
+
+    def of_layer(self, layer: str) -> tuple[int, float]:
+        """Rank and alpha of a layer, by PEFT's rule: the first pattern that its name ends in."""
+        rank = _match(self.rank_pattern, layer, self.r)
+        return rank, _match(self.alpha_pattern, layer, self.lora_alpha)
+
+
+def find_lora(path: Path) -> Path:
+    """The weights that a path to a LoRA means: a file, or the one that a folder holds.
+
+    A folder is one of diffusers, of PEFT, one with a single safetensors file, or that of a training
+    run, which means its final adapter. Raises RequestError.
+    """
+    if path.is_file() and path.suffix == ".safetensors":
+        return path
+    if not path.is_dir():
+        raise RequestError(
+            f"lora: must be a folder or a .safetensors file that exists, got {path}; check the path"
+        )
+    for name in (WEIGHTS_NAME, _PEFT_WEIGHTS_NAME):
+        if (path / name).is_file():
+            return path / name
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    if not files and (path / FINAL_NAME / WEIGHTS_NAME).is_file():
+        return path / FINAL_NAME / WEIGHTS_NAME
+    epochs = sorted(path.glob("adapter_epoch_*"))
+    fix = "name the file itself"
+    if epochs:
+        fix = f"the training has not ended; let it end, or name an epoch such as {epochs[-1]}"
+    elif any(path.glob("*.bin")) or any(path.glob("*.pt")):
+        fix = "pickles can run code and are not read; save the adapter as safetensors"
+    raise RequestError(
+        f"lora: {path} must hold {WEIGHTS_NAME}, {_PEFT_WEIGHTS_NAME}, a single .safetensors file "
+        f"or {FINAL_NAME}/, got {[file.name for file in files] or 'none'}; {fix}"
+    )
+
+
+def is_lora_folder(path: Path) -> bool:
+    """Whether a folder holds an adapter that its name can stand for."""
+    return any(path.glob("*.safetensors")) or (path / FINAL_NAME / WEIGHTS_NAME).is_file()
+
+
+def find_config(file: Path) -> Path | None:
+    """PEFT's adapter_config.json that belongs to the weights `file`, if there is one."""
+    config = file.with_name(_PEFT_CONFIG_NAME)
+    is_alone = file.name == _PEFT_WEIGHTS_NAME or len(list(file.parent.glob("*.safetensors"))) == 1
+    return config if is_alone and config.is_file() else None
+
+
+def read_deltas(
+    file: Path, layers: Mapping[str, tuple[int, int]], model: str
+) -> dict[str, LoraDelta]:
+    """The update of every layer that the LoRA in `file` changes.
+
+    `layers` are in and out features by name of the linear layers of `model`. Raises RequestError
+    unless every tensor of the file has its place in one of the updates.
+    """
+    problems: list[LoraProblem] = []
+
+    def attempt(read: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return read(*arguments)
+        except LoraProblem as problem:
+            problems.append(problem)
+
+    with open_tensors(file) as tensors:
+        config = attempt(_read_config, find_config(file), tensors.metadata() or {})
+        names = LayerNames(layers)
+        parts: dict[str, dict[Role, str]] = {}
+        for key in tensors.keys():  # noqa: SIM118 (not a mapping)
+            attempt(_place, key, names, parts)
+        deltas = {
+            layer: attempt(_read_delta, layer, roles, layers[layer], tensors, config)
+            for layer, roles in parts.items()
+        }
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise RequestError(
+            f"lora: {file} cannot be applied to {model}: {problems[0]}{more}; {problems[0].fix}"
+        )
+    if not deltas:
+        raise RequestError(f"lora: {file} holds no tensors; export the adapter again")
+    return deltas
+
+
+@contextmanager
+def open_tensors(file: Path) -> Iterator[Any]:
+    """The file as safetensors opens it, for names, shapes and tensors. Raises RequestError."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (OSError, SafetensorError) as error:
+        raise RequestError(
+            f"lora: {file} cannot be read as safetensors: {error}; copy or export the adapter again"
+        ) from None
+
+
+def _place(key: str, names: LayerNames, parts: dict[str, dict[Role, str]]) -> None:
+    layer, role = names.resolve(key)
+    roles = parts.setdefault(layer, {})
+    if role in roles:
+        raise LoraProblem(
+            f"{roles[role]} and {key} are both {role} of {layer}",
+            "save one adapter a file, under one name",
+        )
+    roles[role] = key
+
+
+def _read_delta(
+    layer: str,
+    roles: dict[Role, str],
+    size: tuple[int, int],
+    tensors: Any,
+    config: _PeftConfig | None,
+) -> LoraDelta:
+    if "A" not in roles or "B" not in roles:
+        have = ", ".join(roles.values())
+        missing = " and ".join(sorted({"A", "B"} - set(roles)))
+        raise LoraProblem(
+            f"{have} lacks its partner, {missing} of {layer}", "export the whole adapter again"
+        )
+    in_features, out_features = size
+    a_key, b_key = roles["A"], roles["B"]
+    rank = _check_shape(tensors, a_key, 1, in_features)
+    if _check_shape(tensors, b_key, 0, out_features) != rank:
+        raise LoraProblem(
+            f"{a_key} and {b_key} have different ranks", "export the whole adapter again"
+        )
+    for key in (a_key, b_key):
+        _check_values(tensors, key)
+    alpha = _read_alpha(tensors, roles["alpha"]) if "alpha" in roles else None
+    return LoraDelta(a_key, b_key, rank, _effective_alpha(layer, rank, alpha, config))
+
+
+def _check_shape(tensors: Any, key: str, axis: int, size: int) -> int:
+    """The rank of A (`axis` 1 is the layer's) or B (`axis` 0 is the layer's)."""
+    shape = tensors.get_slice(key).get_shape()
+    if len(shape) != 2 or shape[axis] != size:
+        raise LoraProblem(
+            f"{key} has shape {shape} where the model needs {size} on axis {axis}",
+            "use an adapter trained on this checkpoint or on one of the same size",
+        )
+    rank: int = shape[1 - axis]
+    if rank == 0:
+        raise LoraProblem(f"{key} has rank 0", "export the adapter again, with its weights")
+    return rank
+
+
+def _check_values(tensors: Any, key: str) -> None:
+    import torch
+
+    dtype = tensors.get_slice(key).get_dtype()
+    if dtype not in _FLOATS:
+        raise LoraProblem(
+            f"{key} is {dtype}, not a floating-point tensor",
+            "export the adapter in bfloat16 or float32",
+        )
+    tensor = tensors.get_tensor(key)
+    numbers = tensor.float() if dtype.startswith("F8") else tensor
+    # Extremes show NaN too. Torch spreads longer parts over threads, which on a busy machine takes
+    # twenty times as long as one thread does.
+    extremes = [torch.aminmax(part) for part in numbers.flatten().split(_PART)]
+    if not all(math.isfinite(end) for pair in extremes for end in pair):
+        raise LoraProblem(f"{key} holds NaN or infinity", "use an earlier state of the training")
+
+
+def _read_alpha(tensors: Any, key: str) -> float:
+    tensor = tensors.get_tensor(key)
+    if tensor.numel() != 1 or not 0 < float(tensor) < math.inf:
+        raise LoraProblem(
+            f"{key} must be one positive number, got {tensor.tolist()}",
+            "export the adapter again, or leave alpha out for a scale of 1",
+        )
+    return float(tensor)
+
+
+def _effective_alpha(
+    layer: str, rank: int, alpha: float | None, config: _PeftConfig | None
+) -> float:
+    """Alpha so that alpha / rank is the layer's scale; without any, a file means a scale of 1."""
+    if config is None:
+        return alpha or rank
+    configured_rank, configured_alpha = config.of_layer(layer)
+    if configured_rank != rank:
+        raise LoraProblem(
+            f"the adapter's settings give {layer} rank {configured_rank}, its tensors have {rank}",
+            "export weights and settings together",
+        )
+    if alpha is not None and not math.isclose(alpha, configured_alpha, rel_tol=1e-3):
+        raise LoraProblem(
+            f"{layer}.alpha is {alpha:g}, the adapter's settings say {configured_alpha:g}",
+            "export weights and settings together",
+        )
+    alpha = configured_alpha if alpha is None else alpha
+    return alpha * math.sqrt(rank) if config.use_rslora else alpha
+
+
+def _match(pattern: dict[str, Any] | None, layer: str, default: Any) -> Any:
+    from peft.utils.other import get_pattern_key
+
+    pattern = pattern or {}
+    try:
+        return pattern.get(get_pattern_key(list(pattern), layer), default)
+    except re.error as error:
+        raise LoraProblem(
+            f"the adapter's settings hold a pattern that is no regular expression: {error}",
+            "export the adapter again",
+        ) from None
+
+
+def _read_config(file: Path | None, metadata: Mapping[str, str]) -> _PeftConfig | None:
+    """The adapter's settings: in the file's metadata as diffusers writes them, in PEFT's
+    adapter_config.json, or in the metadata as finetrainers writes them."""
+    if "lora_adapter_metadata" in metadata:
+        source = "the metadata lora_adapter_metadata"
+        tree = _parse(metadata["lora_adapter_metadata"], source)
+        prefix = "transformer."
+        settings = {
+            key.removeprefix(prefix): value for key, value in tree.items() if key.startswith(prefix)
+        }
+        if not settings:
+            raise LoraProblem(
+                f"{source} must have keys that begin with `{prefix}`, got {sorted(tree)[:4]}",
+                "save it with diffusers' save_lora_weights, or remove the metadata",
+            )
+        return _check_config(settings, source)
+    if file is not None:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise LoraProblem(f"{file.name} cannot be read: {error}", "copy it again") from None
+        return _check_config(_parse(text, file.name), file.name)
+    if "lora_config" in metadata:
+        source = "the metadata lora_config"
+        return _check_config(_parse(metadata["lora_config"], source), source)
+    return None
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    try:
+        tree = json.loads(text)
+    except ValueError as error:
+        raise LoraProblem(f"{source} is not JSON: {error}", "export the adapter again") from None
+    if not isinstance(tree, dict):
+        raise LoraProblem(f"{source} is not a JSON object", "export the adapter again")
+    return tree
+
+
+def _check_config(settings: dict[str, Any], source: str) -> _PeftConfig:
+    methods = [method for name, method in _OTHER_METHODS.items() if settings.get(name)]
+    kind = settings.get("peft_type") or "LORA"
+    if kind != "LORA":
+        methods.append(str(kind))
+    start = settings.get("init_lora_weights")
+    if isinstance(start, str) and start not in _PLAIN_INITIALISATIONS:
+        methods.append(f"{start}, which changes the base weights too")
+    if methods:
+        raise LoraProblem(
+            f"{source} asks for {methods[0]}", "train or export it as a plain LoRA (A and B alone)"
+        )
+    try:
+        return _PeftConfig.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise LoraProblem(
+            f"{source} has {field}: {first['msg']}, got {first['input']!r}",
+            "export the adapter again",
+        ) from None
