@@ -382,7 +382,7 @@ def test_a_video_with_its_captions_keeps_category_url_and_span(tmp_path: Path) -
     rows = [
         {**video, **span, "caption": ["a car", "  "]},
         {**video, **span, "video_id": "video8", "caption": "one caption, as in the test split"},
-        {**video, "video_id": "video9", "caption": ["no span"]},
+        {**video, "video_id": "video9", "start time": 9, "end time": 3, "caption": ["no span"]},
         "nonsense",
     ]
     (tmp_path / "test_1k.json").write_text(json.dumps(rows))
@@ -405,6 +405,19 @@ def test_a_video_with_its_captions_keeps_category_url_and_span(tmp_path: Path) -
         "has no time span": 1,
         "is no video with a video_id": 1,
     }
+
+
+def test_a_list_with_files_and_captions_alone_is_read(tmp_path: Path) -> None:
+    rows = [{"video": "video1.mp4", "caption": "a"}, {"video": "all\\video2.mp4", "caption": "b"}]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/video2.mp4").touch()
+    videos = str(tmp_path / "videos")
+    _, clips = run("msr-vtt", tmp_path / "train.json", tmp_path / "m.jsonl", videos=videos)
+    assert [(clip.id, clip.missing is None) for clip in clips] == [
+        ("video1#0", False),
+        ("video2#0", True),
+    ]
 
 
 @pytest.mark.parametrize("dataset", ["msr-vtt", "vatex", "folder"])

@@ -1,6 +1,7 @@
 """Read MSR-VTT annotations in each of the forms that are in circulation."""
 
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 from vidgen_ray.datasets.entries import (
@@ -12,6 +13,7 @@ from vidgen_ray.datasets.entries import (
     is_json_list,
     json_items,
     json_keys,
+    posix_path,
     seconds_of,
     video_names,
 )
@@ -77,22 +79,31 @@ def _sentences(address: str, captions: Captions) -> Iterator[Rejected]:
 
 
 def _listed_entry(where: str, video: Any) -> Iterator[Entry | Rejected]:
-    """The clip of a video that holds its captions: a list of them, or a single one."""
-    if not isinstance(video, dict) or not isinstance(video.get("video_id"), str):
+    """The clip of a video that holds its captions: a list of them, or a single one.
+
+    Some copies leave out `video_id`, or the span.
+    """
+    file = video.get("video") if isinstance(video, dict) else None
+    stem = PurePosixPath(posix_path(file)).stem if isinstance(file, str) else None
+    video_id = (video.get("video_id") if isinstance(video, dict) else None) or stem
+    if not isinstance(video_id, str):
         yield Rejected(where, "is no video with a video_id")
         return
     texts = video.get("caption")
     captions: Captions = {}
     for number, text in enumerate(texts if isinstance(texts, list) else [texts]):
         if fault := caption_fault(text):
-            yield Rejected(where, fault, f"{video['video_id']}, caption {number}")
+            yield Rejected(where, fault, f"{video_id}, caption {number}")
         else:
-            captions.setdefault(video["video_id"], []).append((str(number), text.strip()))
+            captions.setdefault(video_id, []).append((str(number), text.strip()))
     if captions:
-        yield _entry(where, video, captions)
+        has_span = video.get("start time") is not None or video.get("end time") is not None
+        yield _entry(where, {**video, "video_id": video_id}, captions, needs_span=has_span)
 
 
-def _entry(where: str, video: Any, captions: Captions) -> Entry | Rejected:
+def _entry(
+    where: str, video: Any, captions: Captions, *, needs_span: bool = True
+) -> Entry | Rejected:
     """The clip of a video; its captions are removed from `captions`."""
     if not isinstance(video, dict) or not isinstance(video.get("video_id"), str):
         return Rejected(where, "is no video with a video_id")
@@ -100,15 +111,15 @@ def _entry(where: str, video: Any, captions: Captions) -> Entry | Rejected:
     own = captions.pop(video_id, [])
     if not own:
         return Rejected(where, "is a video without captions", video_id)
-    start_s, end_s = seconds_of(video.get("start time")), seconds_of(video.get("end time"))
-    if start_s is None or end_s is None or start_s >= end_s:
-        span = f"{video.get('start time')} to {video.get('end time')}"
-        return Rejected(where, "has no time span", f"{video_id}: {span}")
+    span = _span(video)
+    if span is None and needs_span:
+        got = f"{video.get('start time')} to {video.get('end time')}"
+        return Rejected(where, "has no time span", f"{video_id}: {got}")
     names = video_names(video["video"]) if isinstance(video.get("video"), str) else []
     files = [VideoFile(name) for name in dict.fromkeys([video_id, *names])]
     url = video.get("url") if isinstance(video.get("url"), str) else None
-    if url is not None and "v=" in url:
-        files.append(VideoFile(url.partition("v=")[2].partition("&")[0], start_s, end_s))
+    if url is not None and "v=" in url and span is not None:
+        files.append(VideoFile(url.partition("v=")[2].partition("&")[0], *span))
     return Entry(
         where,
         video_id,
@@ -117,8 +128,14 @@ def _entry(where: str, video: Any, captions: Captions) -> Entry | Rejected:
         url=url,
         split=video.get("split"),
         category=_category(video.get("category")),
-        source_span=(start_s, end_s),
+        source_span=span,
     )
+
+
+def _span(video: dict[str, Any]) -> tuple[float, float] | None:
+    """The span of a clip in its YouTube video, seconds; None if it is missing or invalid."""
+    start_s, end_s = seconds_of(video.get("start time")), seconds_of(video.get("end time"))
+    return None if start_s is None or end_s is None or start_s >= end_s else (start_s, end_s)
 
 
 def _category(number: object) -> str | None:
