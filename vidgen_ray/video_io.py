@@ -124,7 +124,8 @@ def pixel_aspect_of(stream: Any) -> Fraction:
 
     Raises ValueError for an aspect that no format has.
     """
-    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    ratio = stream.sample_aspect_ratio  # a Fraction, or PyAV 19's own type
+    aspect = Fraction(ratio.numerator, ratio.denominator) if ratio else Fraction(1)
     if not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
         raise ValueError(f"its sample aspect ratio is {aspect}, export it with square pixels")
     return aspect
