@@ -170,5 +170,5 @@ def test_a_model_that_cannot_load_stops_the_run_with_one_error(
 
 def test_metadata_without_clips_is_refused(desk: Desk) -> None:
     (desk.folder / "metadata.jsonl").write_text("\n")
-    with pytest.raises(DatasetError, match=r"metadata: .* holds no clip"):
+    with pytest.raises(DatasetError, match=r"metadata: .* has no clip"):
         desk.encode()
