@@ -54,19 +54,7 @@ def train(
     """
     ranks = Ranks.join()
     config = recipe.transformer
-    torch.manual_seed(recipe.seed)
-    student = Student(recipe)
-    if start:
-        student.load(start)
-    student.to(ranks.device, ranks.dtype)
-    teacher = None
-    if config.guidance_scale > 1:
-        if start is None:
-            raise ValueError("transformer.guidance_scale above 1 needs --begin-with, the teacher")
-        teacher = Teacher(copy.deepcopy(student), config.guidance_scale)
-    if ranks.device.type == "cuda":
-        for block in student.transformer.transformer_blocks:
-            block.compile(dynamic=False)
+    student, teacher = _student_and_teacher(recipe, ranks, start)
     weights = MasterWeights(
         dict(student.named_parameters()),
         learning_rate=config.learning_rate,
@@ -84,19 +72,42 @@ def train(
         losses, timesteps = student.losses(latents, image_latents, token_ids, teacher)
         losses.mean().backward()
         norm = weights.step(_rate(step, recipe))
-        noisy = (timesteps >= NOISY_FROM).float()
-        run.log(
-            loss=losses.mean(),
-            noisy=(losses * noisy).sum() / noisy.sum().clamp(min=1),
-            clear=(losses * (1 - noisy)).sum() / (1 - noisy).sum().clamp(min=1),
-            norm=norm,
-        )
+        run.log(norm=norm, **_mean_losses(losses, timesteps))
     if run.finished and ranks.first:
         student.float()
         weights.put_averages()
         student.transformer.save_pretrained(output / "transformer")
         student.text_encoder.save_pretrained(output / "text_encoder")
     return run.finished
+
+
+def _student_and_teacher(
+    recipe: RecipeConfig, ranks: Ranks, start: Path | None
+) -> tuple["Student", "Teacher | None"]:
+    """The model to train, from the weights of `start` if given, and its teacher if distilled."""
+    guidance_scale = recipe.transformer.guidance_scale
+    if guidance_scale > 1 and start is None:
+        raise ValueError("transformer.guidance_scale above 1 needs --begin-with, the teacher")
+    torch.manual_seed(recipe.seed)
+    student = Student(recipe)
+    if start:
+        student.load(start)
+    student.to(ranks.device, ranks.dtype)
+    teacher = Teacher(copy.deepcopy(student), guidance_scale) if guidance_scale > 1 else None
+    if ranks.device.type == "cuda":
+        for block in student.transformer.transformer_blocks:
+            block.compile(dynamic=False)
+    return student, teacher
+
+
+def _mean_losses(losses: Tensor, timesteps: Tensor) -> dict[str, Tensor]:
+    """The mean of `losses` [batch], and those of its noisy and of its clear timesteps."""
+    noisy = (timesteps >= NOISY_FROM).float()
+    return {
+        "loss": losses.mean(),
+        "noisy": (losses * noisy).sum() / noisy.sum().clamp(min=1),
+        "clear": (losses * (1 - noisy)).sum() / (1 - noisy).sum().clamp(min=1),
+    }
 
 
 class Student(nn.Module):
@@ -288,7 +299,7 @@ class _Clips:
     vae_folder: Path
     recipe: RecipeConfig
     ranks: Ranks
-    num_made: int = 0
+    num_rendered: int = 0
     latents: Tensor = field(init=False)
     image_latents: Tensor = field(init=False)
     labels: Tensor = field(init=False)
@@ -309,37 +320,36 @@ class _Clips:
     def catch_up(self, step: int) -> None:
         """Fill the buffer as if all steps before `step` had run."""
         config = self.recipe.transformer
-        made = config.clips_at_start + RENDER_AT_ONCE * -(-step // config.steps_per_render)
-        self.num_made = max(0, made - config.clips_kept) // RENDER_AT_ONCE * RENDER_AT_ONCE
-        while self.num_made < made:
-            self._make()
+        rendered = config.clips_at_start + RENDER_AT_ONCE * -(-step // config.steps_per_render)
+        self.num_rendered = max(0, rendered - config.clips_kept) // RENDER_AT_ONCE * RENDER_AT_ONCE
+        while self.num_rendered < rendered:
+            self._render()
 
     def advance(self, step: int) -> None:
         """Replace the oldest clips by RENDER_AT_ONCE new ones every few steps."""
         config = self.recipe.transformer
         if step % config.steps_per_render == 0:
-            self._make()
+            self._render()
 
     def sample(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, image latents and labels of random clips."""
-        held = min(self.num_made, len(self.labels))
+        held = min(self.num_rendered, len(self.labels))
         chosen = torch.randint(held, (count,), device=self.labels.device)
         return self.latents[chosen], self.image_latents[chosen], self.labels[chosen]
 
     @torch.no_grad()
-    def _make(self, count: int = RENDER_AT_ONCE) -> None:
+    def _render(self, count: int = RENDER_AT_ONCE) -> None:
         with torch.random.fork_rng(self._cuda_devices()):
-            torch.manual_seed(
-                (self.recipe.seed * 7_368_787 + self.num_made) * self.ranks.count + self.ranks.rank
-            )
+            number = self.recipe.seed * 7_368_787 + self.num_rendered
+            torch.manual_seed(number * self.ranks.count + self.ranks.rank)
             pixels, labels = render_clips(self.crops, count, self.recipe)
             latents, image_latents = self._encode(pixels.to(self.vae.dtype))
-        places = torch.arange(self.num_made, self.num_made + count) % len(self.labels)
+        places = torch.arange(self.num_rendered, self.num_rendered + count) % len(self.labels)
         places = places.to(self.labels.device)
         self.latents[places] = latents
         self.image_latents[places] = image_latents
         self.labels[places] = labels
-        self.num_made += count
+        self.num_rendered += count
 
     def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [count, frames, channels, h, w] and those of the first frame alone, scaled."""

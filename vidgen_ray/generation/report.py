@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from urllib.parse import quote
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from vidgen_ray.schema import (
     BatchSummary,
@@ -111,17 +111,6 @@ def render_report(
     pairs of clips come first, side by side. The page links the video, `<id>.json` and
     `thumbnails/<id>.jpg` by relative address.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "duration": _duration,
-        "moment": _moment,
-        "number": _number,
-    }
-    template = environment.from_string(
-        resources.files("vidgen_ray.generation").joinpath("report.html").read_text("utf-8")
-    )
     details = [_details(record) for record in records]
     shared = _shared(details)
     cards = [
@@ -129,7 +118,7 @@ def render_report(
         for order, record in enumerate(records)
     ]
     num_untrained = sum(record.model is not None and not record.model.trained for record in records)
-    return template.render(
+    return _template().render(
         summary=summary,
         start=_utc(summary.started_at),
         end=_utc(summary.finished_at),
@@ -145,6 +134,15 @@ def render_report(
         pairs=_pairs(validation, cards) if validation else [],
         untrained=num_untrained > 0 or (summary.model is not None and not summary.model.trained),
     )
+
+
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"duration": _duration, "moment": _moment, "number": _number}
+    text = resources.files("vidgen_ray.generation").joinpath("report.html").read_text("utf-8")
+    return environment.from_string(text)
 
 
 def _pairs(validation: Validation, cards: Sequence[Card]) -> list[Pair]:

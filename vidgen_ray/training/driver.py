@@ -31,8 +31,8 @@ from vidgen_ray.training.preflight import (
     refuse_changed_settings,
     with_sample_prompts,
 )
-from vidgen_ray.training.progress import ProgressReporter, describe_plan, describe_result, show
-from vidgen_ray.training.run import TrainingArguments, TrainingRun
+from vidgen_ray.training.reporting import ProgressReporter, describe_plan, describe_result, show
+from vidgen_ray.training.run import RankArguments, TrainingArguments
 from vidgen_ray.training.schedule import TrainingSchedule
 from vidgen_ray.training.state import FOLDER, num_committed_steps
 from vidgen_ray.training.worker import train_worker
@@ -106,10 +106,10 @@ def _fit(arguments: TrainingArguments, reporter: ProgressReporter) -> None:
 def _trainer(arguments: TrainingArguments, channel: Any) -> TorchTrainer:
     training = arguments.config.training
     resources = {"CPU": training.num_cpus_per_worker, "GPU": training.num_gpus_per_worker}
-    run = TrainingRun(arguments.latents, arguments.output, arguments.config, channel)
+    rank_arguments = RankArguments(arguments.latents, arguments.output, arguments.config, channel)
     return TorchTrainer(
         train_worker,
-        train_loop_config={"run": run},
+        train_loop_config={"arguments": rank_arguments},
         torch_config=TorchConfig(timeout_s=training.collective_timeout_s),
         scaling_config=ray.train.ScalingConfig(
             num_workers=arguments.num_workers,

@@ -19,14 +19,14 @@ from vidgen_ray.provenance import versions
 from vidgen_ray.schema import GenerationRecord
 from vidgen_ray.training.channel import call
 from vidgen_ray.training.loop import Trainer
-from vidgen_ray.training.run import TrainingRun
+from vidgen_ray.training.run import RankArguments
 
 
 @dataclass(frozen=True)
 class EpochExporter:
     """What a rank does at the end of each epoch."""
 
-    run: TrainingRun
+    arguments: RankArguments
     store: ArtifactStore
     checkpoint: Checkpoint
     trainer: Trainer
@@ -34,9 +34,9 @@ class EpochExporter:
 
     def end_epoch(self, epoch: int) -> None:
         """Export the adapter, and generate this rank's share of the samples with it."""
-        trainer, training = self.trainer, self.run.config.training
+        trainer, training = self.trainer, self.arguments.config.training
         with tempfile.TemporaryDirectory() as folder:
-            file = trainer.model.export(Path(folder), self.run.config.model.dtype)
+            file = trainer.model.export(Path(folder), self.arguments.config.model.dtype)
             if trainer.rank == 0:
                 self._publish(file, epoch)
             is_due = (epoch + 1) % training.sample_every_epochs == 0
@@ -60,7 +60,7 @@ class EpochExporter:
 
     def _facts(self, epoch: int) -> dict[str, Any]:
         """The content of `adapter.json`."""
-        training, clips = self.run.config.training, self.trainer.clips
+        training, clips = self.arguments.config.training, self.trainer.clips
         return {
             "checkpoint": self.checkpoint.source,
             "transformer": self.checkpoint.part_fingerprint("transformer"),
@@ -91,20 +91,20 @@ class EpochExporter:
     def _generate_sample(
         self, prompt: SamplePrompt, name: str, epoch: int, adapter: Path, folder: Path
     ) -> None:
-        config = self.run.config
+        config = self.arguments.config
         one_attempt = config.quality.model_copy(update={"max_attempts": 1})  # keeps the seed
         config = config.model_copy(update={"quality": one_attempt})
         fields = {**prompt.model_dump(), "lora": {"path": str(adapter)}}
         record = generate_clip(fields, folder / f"{name}.mp4", config)
         self.store.write(f"samples/{name}.mp4", (folder / f"{name}.mp4").read_bytes())
-        record = _with_adapter(record, f"{self.run.output}/{_name_of(epoch)}")
+        record = _with_adapter(record, f"{self.arguments.output}/{_name_of(epoch)}")
         self.store.write(f"samples/{name}.json", record.model_dump_json(indent=2).encode())
         score = f", score {record.score.score:.2f}" if record.score else ""
         self._tell_user(f"epoch {epoch + 1}: samples/{name}.mp4, {record.status}{score}")
 
     def _prompts(self) -> list[SamplePrompt]:
         """The prompts of the configuration, else those and the images of the first clips."""
-        training, clips = self.run.config.training, self.trainer.clips
+        training, clips = self.arguments.config.training, self.trainer.clips
         if training.samples:
             assert not isinstance(training.samples, str)  # the driver has read the file
             return training.samples
@@ -118,7 +118,7 @@ class EpochExporter:
         return prompts
 
     def _tell_user(self, text: str) -> None:
-        call(self.run.channel, "add_message", text)
+        call(self.arguments.channel, "add_message", text)
 
 
 def _free_memory(device: torch.device) -> None:

@@ -18,7 +18,7 @@ class TrainingArguments:
 
 
 @dataclass(frozen=True)
-class TrainingRun:
+class RankArguments:
     """What a rank needs to know; `channel` is a TrainingChannel or the handle of its actor."""
 
     latents: str

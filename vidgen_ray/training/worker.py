@@ -29,7 +29,7 @@ from vidgen_ray.training.channel import call
 from vidgen_ray.training.epoch_export import EpochExporter
 from vidgen_ray.training.estimate import DeviceFacts
 from vidgen_ray.training.loop import Trainer
-from vidgen_ray.training.run import TrainingRun
+from vidgen_ray.training.run import RankArguments
 from vidgen_ray.training.samples import SampleBuilder
 from vidgen_ray.training.schedule import TrainingSchedule
 from vidgen_ray.training.state import StepMetrics
@@ -37,13 +37,13 @@ from vidgen_ray.training.state import StepMetrics
 
 def train_worker(loop_config: dict[str, Any]) -> None:
     """Ray Train calls this on every rank, and again after a rank was lost."""
-    run: TrainingRun = loop_config["run"]
-    if call(run.channel, "error") is not None:
+    arguments: RankArguments = loop_config["arguments"]
+    if call(arguments.channel, "error") is not None:
         return  # another rank met an error that a retry would meet again; the driver raises it
     try:
-        _train(run)
+        _train(arguments)
     except VidgenError as error:
-        call(run.channel, "fail", error)
+        call(arguments.channel, "fail", error)
         raise
     except Exception as error:
         if not is_out_of_memory(error):
@@ -52,7 +52,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
             "training: out of memory; use training.gradient_checkpointing=full, a smaller "
             f"batch_size or rank, or optimizer=adamw8bit ({one_line(error)[:200]})"
         )
-        call(run.channel, "fail", advice)
+        call(arguments.channel, "fail", advice)
         raise advice from error
 
 
@@ -66,13 +66,13 @@ def device_facts(config: Config, num_workers: int) -> DeviceFacts:
     )
 
 
-def _train(run: TrainingRun) -> None:
+def _train(arguments: RankArguments) -> None:
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
-    device = _set_up_device(run.config, context.get_local_world_size())
-    checkpoint = open_checkpoint(run.config.model)
-    store = ArtifactStore(run.output)
-    trainer = _build_trainer(run, checkpoint, store, device, rank, num_workers)
+    device = _set_up_device(arguments.config, context.get_local_world_size())
+    checkpoint = open_checkpoint(arguments.config.model)
+    store = ArtifactStore(arguments.output)
+    trainer = _build_trainer(arguments, checkpoint, store, device, rank, num_workers)
     metrics = TrainingMetrics(rank) if ray.is_initialized() else None
 
     def on_step(step: StepMetrics) -> bool:
@@ -83,12 +83,12 @@ def _train(run: TrainingRun) -> None:
                 step_s=step.step_s,
                 peak_vram_gb=step.peak_vram_gb,
             )
-        return rank != 0 or bool(call(run.channel, "add_step", step))
+        return rank != 0 or bool(call(arguments.channel, "add_step", step))
 
     trainer.resume()
     if rank == 0:
-        call(run.channel, "restore", trainer.history)
-    exporter = EpochExporter(run, store, checkpoint, trainer, num_workers)
+        call(arguments.channel, "restore", trainer.history)
+    exporter = EpochExporter(arguments, store, checkpoint, trainer, num_workers)
     if trainer.run(on_step, exporter.end_epoch) and rank == 0:
         exporter.finish()
 
@@ -105,14 +105,14 @@ def _set_up_device(config: Config, num_workers_here: int) -> torch.device:
 
 
 def _build_trainer(
-    run: TrainingRun,
+    arguments: RankArguments,
     checkpoint: Checkpoint,
     store: ArtifactStore,
     device: torch.device,
     rank: int,
     num_workers: int,
 ) -> Trainer:
-    config, clips = run.config, EncodedClips(run.latents)
+    config, clips = arguments.config, EncodedClips(arguments.latents)
     model = LoraTransformer(checkpoint, config.model.dtype, config.training).to(device)
     module: torch.nn.Module = model
     if num_workers > 1:
