@@ -42,9 +42,7 @@ def test_in_a_ray_job_a_missing_file_is_explained_by_gitignore(
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     for address in ("outputs/photo.jpg", str(folder / "outputs/photo.jpg")):
-        with pytest.raises(
-            RequestError, match=r"image: no such file: .*uploads no file that \.gitig"
-        ):
+        with pytest.raises(RequestError, match=r"image: no such file: .*files that \.gitignore"):
             read_address(address, field="image", max_bytes=9)
     with pytest.raises(DatasetError, match=r"metadata: no such file: .*\.gitignore"):
         list(read_metadata("outputs/metadata.jsonl"))

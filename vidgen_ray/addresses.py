@@ -85,8 +85,8 @@ def missing_file(address: str) -> str:
     if _JOB_FOLDER not in Path(path).parts:
         return message
     return (
-        f"{message}: `ray job submit --working-dir` uploads no file that .gitignore or .rayignore "
-        "excludes, so list it in neither, or use an address that every node can read"
+        f"{message}. `ray job submit --working-dir` does not upload files that .gitignore or "
+        ".rayignore excludes: remove it there, or use an address that every node can read"
     )
 
 
