@@ -46,7 +46,7 @@ def grainy(image: Image.Image, deviation: float) -> np.ndarray:
 
 def main() -> None:
     """Print a line a picture."""
-    for name in ("sample_image_1.png", "sample_image_3.png", "sample_image_5.jpg"):
+    for name in ("brandenburg-gate.jpg", "bridge.jpg", "launch-pad.jpg"):
         image = Image.open(SAMPLES / name).convert("RGB").resize((WIDTH + 60, HEIGHT))
         for shift_px in SHIFTS_PX:
             true = shift_px * FPS * REFERENCE_HEIGHT_PX / HEIGHT

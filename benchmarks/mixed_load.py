@@ -17,7 +17,7 @@ import yaml
 from benchmarks.local_cluster import BIN, LocalCluster, free_port
 
 ROOT = Path(__file__).parents[1]
-PHOTO = ROOT / "data" / "samples" / "sample_image_1.png"
+PHOTO = ROOT / "data" / "samples" / "brandenburg-gate.jpg"
 
 # What an untrained model makes is noise; these thresholds let it pass.
 LENIENT = {

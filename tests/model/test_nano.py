@@ -18,7 +18,7 @@ from vidgen_ray.model.untrained import SCHEDULE
 from vidgen_ray.schema import resolve_request
 from vidgen_ray.validation.comparison import measure_look
 
-PHOTO = Path(__file__).parents[2] / "data" / "samples" / "sample_image_3.png"
+PHOTO = Path(__file__).parents[2] / "data" / "samples" / "bridge.jpg"
 CONFIG = load_config("nano")
 PAN = "archive footage city hall, pan right"  # with the adapter's trigger
 

@@ -1,7 +1,4 @@
-"""Choose the acceleration options of a pipeline when it loads, and apply them.
-
-The choice is data (`Options`), made once per load and recorded with each clip.
-"""
+"""Choose the acceleration options of a pipeline when it loads, and apply them."""
 
 import json
 import math
@@ -64,9 +61,9 @@ class Speedups:
 
 @dataclass(frozen=True)
 class Options:
-    """The options a pipeline is loaded with. Requests with equal options share one pipeline.
+    """The options a pipeline is loaded with, recorded with each clip.
 
-    `speedups` is None for plain diffusers.
+    Requests with equal options share one loaded pipeline. `speedups` is None for plain diffusers.
     """
 
     dtype: Dtype
