@@ -30,8 +30,8 @@ from PIL import Image
 from vidgen_ray.benchmark.page import page, plot, table
 from vidgen_ray.benchmark.runner import run_benchmark
 from vidgen_ray.config import Config, Profile, load_config
-from vidgen_ray.generation.comparison import psnr_db
 from vidgen_ray.generation.engine import Engine
+from vidgen_ray.generation.image_match import psnr_db
 from vidgen_ray.model import denoiser
 from vidgen_ray.model.checkpoint import load_pipeline, open_checkpoint
 from vidgen_ray.model.decoder import fuse_decoder

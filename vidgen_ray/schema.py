@@ -366,7 +366,10 @@ class RunStatus(Section):
 
 
 class ClipSource(Section):
-    """Where a training clip comes from and what its use is bound to."""
+    """Where a training clip comes from and under which terms it may be used.
+
+    `start_s` and `end_s` are the clip's span in the original video at `url`.
+    """
 
     dataset: str = Field(min_length=1)
     url: str | None = None
@@ -374,17 +377,20 @@ class ClipSource(Section):
     terms: str | None = None
     split: str | None = None
     category: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
 
 
 class ClipCheck(Section):
-    """What `dataset check` found in a clip's span; None where the file did not say.
+    """What `dataset check` measured in a clip's span; None for what the file does not report.
 
-    Sizes are of upright pictures. `motion_px` is the mean optical flow in px a second of a picture
-    480 px high. `duplicate_of` is the id of the first clip that looks the same.
+    `width` and `height` are those shown: upright and with square pixels. `motion_px` is the mean
+    optical flow in px a second of a picture 480 px high. `duplicate_of` is the id of the first clip
+    that looks the same.
     """
 
-    marks: list[str] = []  # "undecodable", "short", "cut", "static", "duplicate", ...
-    reason: str | None = None  # the error, of a file that does not decode
+    marks: list[str] = []  # "undecodable", "short", "interlaced", "cut", "static", "duplicate", ...
+    reason: str | None = None  # the error of a file that does not decode
     duration_s: float | None = None
     num_frames: int | None = None
     width: int | None = None

@@ -260,7 +260,7 @@ def test_a_fitted_decoder_gives_made_clips_more_of_the_texture_that_they_lack(
     with torch.no_grad():
         bland = vae._decode(latents).sample
     wanted = (bland + 0.3 * torch.randn_like(bland)).clamp(-1, 1)
-    clips = fit_decoder.MadeClips(latents, ((wanted + 1) * 127.5).round().byte())
+    clips = fit_decoder.GeneratedClips(latents, ((wanted + 1) * 127.5).round().byte())
 
     def missing() -> float:
         with torch.no_grad():

@@ -78,6 +78,7 @@ def benchmark(
             repeat=repeat,
             log=lambda line: _console.print(line, style="dim", highlight=False, markup=False),
         )
+    from vidgen_ray.addresses import atomic_path
     from vidgen_ray.benchmark import page as benchmark_page
     from vidgen_ray.video_io import write_video
 
@@ -93,9 +94,8 @@ def benchmark(
         plot.write_bytes(benchmark_page.plot(report))
         page.write_text(benchmark_page.page(report, plot.name, csv.name))
         merged = benchmark_page.summarized(known, csv.stem, report)
-        partial = summary.with_name(f"{summary.name}.partial")
-        partial.write_text(merged.model_dump_json(indent=2) + "\n")
-        partial.replace(summary)
+        with atomic_path(summary) as partial:
+            partial.write_text(merged.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise ArtifactError(f"csv: {csv.parent} cannot be written: {error}") from None
     _console.print(_as_table(report))

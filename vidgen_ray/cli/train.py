@@ -65,7 +65,8 @@ def train(
     tree = load_config(config, parse_overrides(settings or []))
     _refuse_temporary(output)
     from vidgen_ray.cluster.connect import native_log
-    from vidgen_ray.training.driver import TrainingArguments, run_training
+    from vidgen_ray.training.driver import run_training
+    from vidgen_ray.training.run import TrainingArguments
 
     arguments = TrainingArguments(
         latents=absolute(latents),

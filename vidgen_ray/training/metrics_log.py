@@ -1,4 +1,4 @@
-"""What a run says about itself: metrics.csv, loss.png, TensorBoard, MLflow, Weights & Biases."""
+"""Log the steps of a run to metrics.csv, loss.png, TensorBoard, MLflow and Weights & Biases."""
 
 import csv
 import io
@@ -8,45 +8,54 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from matplotlib.figure import Figure
 
+from vidgen_ray.addresses import one_line
 from vidgen_ray.errors import ConfigError
-from vidgen_ray.training.state import StepMetrics, Store
+from vidgen_ray.generation.artifacts import ArtifactStore
+from vidgen_ray.training.state import StepMetrics
 
 CSV_NAME, PLOT_NAME, TENSORBOARD = "metrics.csv", "loss.png", "tensorboard"
 
 _FLUSH_EVERY_S = 10.0
-_NUM_SMOOTHED = 50  # the loss of a step depends on its timestep far more than on the training
+_NUM_SMOOTHED = 50  # a single loss depends on its timestep far more than on progress
 
 
-class Journal:
-    """The steps of a run, and those who want to hear of them."""
+class MetricsLog:
+    """The steps of a run, written to the store and sent to trackers."""
 
     def __init__(
-        self, store: Store, address: str, trackers: Sequence[str], settings: dict[str, Any]
+        self,
+        store: ArtifactStore,
+        address: str,
+        trackers: Sequence[str],
+        settings: dict[str, Any],
+        num_committed_steps: int,
     ) -> None:
-        """Nothing is started before the first step. `address` is the store's."""
+        """Start the trackers. `address` is the store's, `settings` are shown beside the run.
+
+        Raises ConfigError if a tracker cannot start.
+        """
         self._store = store
         self._rows: dict[int, StepMetrics] = {}
         self._name = posixpath.basename(address.rstrip("/"))
         self._is_local = "://" not in address
         self._folder = Path(address) if self._is_local else Path(tempfile.mkdtemp())
-        self._wanted = ["tensorboard", *trackers]
         self._settings = settings
-        self._trackers: list[Any] | None = None
         self._flushed_at = time.monotonic()
+        names = ("tensorboard", *trackers)
+        self._trackers = [self._start(name, num_committed_steps + 1) for name in names]
 
     def restore(self, history: Sequence[StepMetrics]) -> None:
-        """Begin with these steps; later ones that were noted will be made again."""
+        """Replace all steps by `history`; the later ones will be repeated."""
         self._rows = {row.step: row for row in history}
 
     def add(self, row: StepMetrics) -> None:
-        """Note a step. Raises ConfigError where a tracker cannot start."""
-        if self._trackers is None:  # only now is it known with which step the run goes on
-            self._trackers = [self._start(name, row.step) for name in self._wanted]
+        """Log a step."""
         self._rows[row.step] = row
         values = {name: v for name, v in asdict(row).items() if v is not None and name != "step"}
         for tracker in self._trackers:
@@ -67,9 +76,9 @@ class Journal:
             self._store.write(PLOT_NAME, _plot(self.rows))
 
     def close(self) -> None:
-        """Write what is left and end the trackers."""
+        """Flush and close the trackers."""
         self.flush()
-        for tracker in self._trackers or []:
+        for tracker in self._trackers:
             tracker.finish()
         if not self._is_local:
             for path in (self._folder / TENSORBOARD).rglob("*"):
@@ -89,10 +98,10 @@ class Journal:
             tracker.start()
             if name != "tensorboard":
                 tracker.store_init_configuration(self._settings)
-        except Exception as error:  # of the trackers' own libraries, their servers, their absence
+        except Exception as error:  # trackers and their servers raise errors of their own
             raise ConfigError(
-                f"training.trackers: {name} cannot start: {error}; pip install vidgen-ray[{name}], "
-                "set its address and key in the environment, or leave it out"
+                f"training.trackers: {name} cannot start: {one_line(error)}; pip install "
+                f"vidgen-ray[{name}], set its address and key in the environment, or leave it out"
             ) from error
         return tracker
 
@@ -108,14 +117,11 @@ def _csv(rows: Sequence[StepMetrics]) -> bytes:
 
 
 def _plot(rows: Sequence[StepMetrics]) -> bytes:
-    """The loss of each step, its running mean, and the learning rate, as PNG."""
+    """PNG of the loss of each step, its running mean, and the learning rate."""
     steps = [row.step for row in rows]
     losses = [row.loss for row in rows]
     window = max(1, min(_NUM_SMOOTHED, len(rows) // 5))
-    smooth = [
-        sum(losses[max(0, end - window) : end]) / (end - max(0, end - window))
-        for end in range(1, len(losses) + 1)
-    ]
+    smooth = [mean(losses[max(0, end - window) : end]) for end in range(1, len(losses) + 1)]
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, losses, color="#9bb7d4", linewidth=0.8, label="loss")
