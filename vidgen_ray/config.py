@@ -66,21 +66,49 @@ class LoRA(Section):
 class GenerationDefaults(Section):
     """The fields of a request that have a default; a request may set any of them.
 
-    Shapes are those CogVideoX-5B-I2V was trained for: 49 frames of 480x720 pixels at 8 fps.
+    Shapes are those CogVideoX-5B-I2V was trained for: 49 frames of 480x720 pixels at 8 fps. A field
+    is written here or in `vidgen_ray/request.py` alone: what accepts or documents it reads this.
     """
 
-    negative_prompt: str = Field("", max_length=10_000)
-    num_inference_steps: int = Field(50, ge=1, le=1000)
-    guidance_scale: float = Field(6.0, ge=1.0, le=30.0)
-    num_frames: int = Field(49, ge=1, le=1000)
-    height: int = Field(480, ge=16, le=4096)
-    width: int = Field(720, ge=16, le=4096)
-    fps: int = Field(8, ge=1, le=60)
-    mode: Mode = "baseline"
-    profile: str | None = Field(None, min_length=1)
-    lora: LoRA | None = None
-    image_fit: Literal["crop", "pad"] = "crop"
-    allow_untrained_shape: bool = False
+    negative_prompt: str = Field(
+        "",
+        max_length=10_000,
+        description="What must not appear in the clip; needs a `guidance_scale` above 1.",
+    )
+    num_inference_steps: int = Field(50, ge=1, le=1000, description="Denoising steps.")
+    guidance_scale: float = Field(
+        6.0, ge=1.0, le=30.0, description="Strength of classifier-free guidance; 1 is without."
+    )
+    num_frames: int = Field(
+        49, ge=1, le=1000, description="Frames of the clip: what the checkpoint was trained for."
+    )
+    height: int = Field(
+        480, ge=16, le=4096, description="In pixels: what the checkpoint was trained for."
+    )
+    width: int = Field(
+        720, ge=16, le=4096, description="In pixels: what the checkpoint was trained for."
+    )
+    fps: int = Field(8, ge=1, le=60, description="Frames per second of playback.")
+    mode: Mode = Field(
+        "baseline", description="`baseline` is plain diffusers; `optimized` uses a profile."
+    )
+    profile: str | None = Field(
+        None,
+        min_length=1,
+        description="A profile of the configuration; needs `mode: optimized`.",
+    )
+    lora: LoRA | None = Field(
+        None,
+        description="LoRA adapter: a folder, a `.safetensors` file, or the name of one that ships.",
+    )
+    image_fit: Literal["crop", "pad"] = Field(
+        "crop", description="Crop the image to the frame, or pad it with black."
+    )
+    allow_untrained_shape: bool = Field(
+        False,
+        description="Accept a shape that the checkpoint was not trained for.",
+        json_schema_extra={"jobs_only": True},
+    )
 
 
 class ModelConfig(Section):

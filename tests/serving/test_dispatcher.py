@@ -87,7 +87,7 @@ def test_the_next_clip_is_made_while_the_last_one_is_scored(
             Deployment(commit_or_retry=commit_or_retry),  # type: ignore[arg-type]
         )
         async with asyncio.timeout(60):
-            while store.count().get("completed", 0) < 2:
+            while not all(job.has_ended for job in store.get_many(["a", "b"]).values()):
                 await asyncio.sleep(0.05)
         await dispatcher.__del__()
 

@@ -5,9 +5,11 @@ import io
 import json
 import posixpath
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,11 @@ class ArtifactStore:
         """Names of the files in a folder, empty if there is no such folder."""
         return list(self._sizes(folder))
 
+    def times(self, folder: str) -> dict[str, float]:
+        """When the files in a folder were written, by name, in seconds since the epoch."""
+        entries = self._entries(folder)
+        return {name: _written_at(entry) for name, entry in entries.items()}
+
     def remove(self, clip_id: str) -> None:
         """Remove a clip: its record first, then its files and attempts."""
         for name in (f"{clip_id}.json", f"{clip_id}.mp4", f"thumbnails/{clip_id}.jpg"):
@@ -198,6 +205,7 @@ class ArtifactStore:
     def _remove_attempts(self, clip_id: str) -> None:
         folder = self._path(f"attempts/{clip_id}")
         with _store_errors("clean", folder):
+            self._fs.invalidate_cache(folder)
             if self._fs.exists(folder):
                 self._fs.rm(folder, recursive=True)
 
@@ -208,13 +216,18 @@ class ArtifactStore:
 
     def _sizes(self, folder: str) -> dict[str, int]:
         """Sizes in bytes of the files in a folder, by name; empty if there is no such folder."""
+        return {name: entry["size"] for name, entry in self._entries(folder).items()}
+
+    def _entries(self, folder: str) -> dict[str, dict[str, Any]]:
+        """What the file system says of the files in a folder, by name."""
         with _store_errors("list", self._path(folder)):
+            self._fs.invalidate_cache(self._path(folder))  # other processes write here too
             try:
                 entries: list[dict[str, Any]] = self._fs.ls(self._path(folder), detail=True)
             except FileNotFoundError:
                 return {}
             return {
-                posixpath.basename(entry["name"]): entry["size"]
+                posixpath.basename(entry["name"]): entry
                 for entry in entries
                 if entry["type"] == "file"
             }
@@ -238,6 +251,16 @@ class ArtifactStore:
 def attempt_name(clip_id: str, attempt: int) -> str:
     """The name of the clip of a rejected attempt."""
     return f"attempts/{clip_id}/{attempt}.mp4"
+
+
+def _written_at(entry: dict[str, Any]) -> float:
+    """The time of a file; that of now where its file system tells none, so that it looks young."""
+    value = entry.get("mtime", entry.get("LastModified", entry.get("updated")))
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        return value.timestamp()
+    return float(value) if value is not None else time.time()
 
 
 def _encode(record: GenerationRecord) -> bytes:
