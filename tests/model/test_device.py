@@ -82,12 +82,14 @@ def test_a_training_run_resumes_in_the_dtype_that_it_began_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from vidgen_ray.generation.artifacts import ArtifactStore
-    from vidgen_ray.training import driver
+    from vidgen_ray.training import preflight
 
     store = ArtifactStore(str(tmp_path))
-    store.write(driver.RUN_NAME, b'{"model.dtype": "bfloat16"}')
-    monkeypatch.setattr(driver, "committed_states", lambda _: [1])
-    driver._refuse_changed(store, {"model.dtype": "auto"})  # before a worker has resolved it
-    driver._refuse_changed(store, {"model.dtype": "bfloat16"})
+    store.write(preflight.RUN_NAME, b'{"model.dtype": "bfloat16"}')
+    monkeypatch.setattr(preflight, "committed_states", lambda _: [1])
+    preflight.refuse_changed_settings(
+        store, {"model.dtype": "auto"}
+    )  # before a worker has resolved it
+    preflight.refuse_changed_settings(store, {"model.dtype": "bfloat16"})
     with pytest.raises(ConfigError, match=r"model.dtype was bfloat16, is float32"):
-        driver._refuse_changed(store, {"model.dtype": "float32"})
+        preflight.refuse_changed_settings(store, {"model.dtype": "float32"})
