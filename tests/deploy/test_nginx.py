@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-
 from benchmarks.local_cluster import free_port
 
 CONFIG = Path(__file__).parents[2] / "deploy/nginx/vidgen.conf"
