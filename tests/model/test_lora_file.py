@@ -159,6 +159,19 @@ def _diffusion_pipe(writer: Writer) -> None:
     writer.write(_dotted("diffusion_model."))
 
 
+def _one_of_peft_epochs(writer: Writer) -> None:
+    _peft_folder(writer)
+    writer.path = writer.folder / "epoch_2.safetensors"
+    writer.write(_dotted("base_model.model."))
+
+
+def _export_beside_peft(writer: Writer) -> None:
+    _peft_folder(writer)
+    writer.path = writer.folder / "comfy.safetensors"
+    writer.scales = dict.fromkeys(writer.pairs, 1.0)
+    writer.write(_dotted("diffusion_model."))
+
+
 def _finetrainers(writer: Writer) -> None:
     settings = {"r": 4, "lora_alpha": 2, "init_lora_weights": True, "target_modules": ["to_q"]}
     writer.pairs = {name: pair for name, pair in writer.pairs.items() if RANKS[name] == 4}
@@ -208,6 +221,8 @@ FAMILIES: dict[str, Callable[[Writer], None]] = {
     "finetrainers": _finetrainers,
     "PEFT folder": _peft_folder,
     "diffusion-pipe": _diffusion_pipe,
+    "one of PEFT's epochs": _one_of_peft_epochs,
+    "an export beside a PEFT folder": _export_beside_peft,
     "PEFT state dict": lambda writer: writer.write(_dotted("base_model.model.", ".default")),
     "DiffSynth": lambda writer: writer.write(_dotted("", ".default")),
     "DiffSynth with its prefix": lambda writer: writer.write(_dotted("pipe.dit.", ".default")),
@@ -437,6 +452,7 @@ def test_what_cannot_act_is_refused_by_its_name(
         ('{"transformer.r": "many"}', "has r: .* got 'many'"),
         ('{"transformer.r": 4, "transformer.lora_alpha": 0}', "has lora_alpha: .*greater than 0"),
         ('{"transformer.r": 4, "transformer.alpha_pattern": {"(": 1}}', "no regular expression"),
+        ('{"transformer.r": 4, "transformer.alpha_pattern": {"to_q": -1}}', "alpha_pattern.to_q"),
     ],
 )
 def test_unusable_settings_are_refused(

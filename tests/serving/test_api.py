@@ -530,3 +530,18 @@ def niceness(server: Server, title: str) -> list[int]:
         for process in server.processes(title)
         for thread in process.threads()
     ]
+
+
+def test_a_damaged_clip_is_gone_and_its_old_copy_still_valid(
+    server: Server, client: httpx.Client
+) -> None:
+    job = ended(client, post(client, num_inference_steps=1).json()["id"])
+    path = server.folder / "open" / f"{job['id']}.mp4"
+    tag = client.get(job["url"]).headers["etag"]
+    path.write_bytes(path.read_bytes()[:1000])
+    for url in (job["url"], f"/v1/videos/{job['id']}/content"):
+        problem(client.get(url), 410, "clip_lost")
+        problem(client.get(url, headers={"Range": "bytes=0-10"}), 410, "clip_lost")
+    path.unlink()
+    problem(client.get(job["url"]), 410, "clip_lost")
+    assert client.get(job["url"], headers={"If-None-Match": tag}).status_code == 304

@@ -9,12 +9,14 @@ from typing import Any
 import httpx
 import pytest
 from in_process import client_of, make_context
+from serving_process import picture
 from test_jobs import add, lease, new
 
+from vidgen_ray.serving.http import cluster_metrics
 from vidgen_ray.serving.http.context import Context
 from vidgen_ray.serving.http.keys import new_key
 from vidgen_ray.serving.http.proxy import CleanRequestId, clean
-from vidgen_ray.serving.queue.store import Outcome
+from vidgen_ray.serving.queue.store import JobResult
 
 
 def ask(
@@ -133,7 +135,7 @@ def test_one_unreadable_row_is_reported_for_that_job_alone(keyless: Context) -> 
     add(keyless.store, "worse", owner="", request=json.dumps(GOOD))
     for job in lease(keyless.store):
         if job.id == "worse":
-            keyless.store.finish(job.id, job.lease_token, Outcome("completed", record="[]"))
+            keyless.store.finish(job.id, job.lease_token, JobResult("completed", record="[]"))
     jobs = ask(keyless, lambda client: client.get("/v1/videos")).json()["data"]
     errors = {job["id"]: job["error"] and job["error"]["code"] for job in jobs}
     assert errors == {"good": None, "bad": "unreadable_job", "worse": "unreadable_job"}
@@ -199,3 +201,57 @@ def test_request_ids_are_cleaned_before_serve_reads_them(
     asyncio.run(CleanRequestId(app)(scope, None, None))  # type: ignore[arg-type]
     assert seen == (expected or [b"second"])
     assert clean(given.decode("latin-1")) == b"".join(expected).decode()
+
+
+def test_scrapes_that_come_together_share_one_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered: list[int] = []
+
+    async def gather() -> str:
+        gathered.append(1)
+        await asyncio.sleep(0.05)
+        if len(gathered) == 1:
+            raise RuntimeError("no node answers")
+        return "page"
+
+    monkeypatch.setattr(cluster_metrics, "_gather", gather)
+
+    async def scenario() -> None:
+        metrics = cluster_metrics.MetricsPage(max_age_s=0.3)
+        with pytest.raises(RuntimeError):
+            await metrics.page()
+        assert await asyncio.gather(*(metrics.page() for _ in range(20))) == ["page"] * 20
+        assert len(gathered) == 2  # a failure is not kept
+        await asyncio.sleep(0.35)
+        await metrics.page()
+        assert len(gathered) == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_does_not_cancel_the_wait_of_another_with_its_key(
+    tmp_path: Path, tiny_overrides: dict[str, object]
+) -> None:
+    context = make_context(tmp_path, settings=tiny_overrides)
+    headers = {"Idempotency-Key": "k"}
+
+    async def generate(client: httpx.AsyncClient) -> httpx.Response:
+        files = {"image": ("a.png", picture())}
+        data = {"prompt": "push in", "seed": "1"}
+        return await client.post("/generate-video", data=data, files=files, headers=headers)
+
+    async def scenario() -> httpx.Response:
+        async with client_of(context, timeout=60) as client:
+            first = asyncio.create_task(generate(client))
+            while not context.store.count():
+                await asyncio.sleep(0.05)
+            second = asyncio.create_task(generate(client))
+            await asyncio.sleep(0.5)
+            first.cancel()
+            await asyncio.sleep(0.5)
+            assert context.store.count() == {"queued": 1}
+            (job,) = lease(context.store)
+            context.store.finish(job.id, job.lease_token, JobResult("failed", None, "timeout", "x"))
+            return await second
+
+    answer = asyncio.run(scenario())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")

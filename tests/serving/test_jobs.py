@@ -13,9 +13,9 @@ from sqlalchemy import Engine, create_engine, event, text
 from vidgen_ray.errors import ConfigError, StoreError
 from vidgen_ray.serving.queue.store import (
     IdempotencyConflict,
+    JobResult,
     JobStore,
     NewJob,
-    Outcome,
     OwnerQueueFull,
     QueueFull,
 )
@@ -115,9 +115,9 @@ def test_a_lease_that_ran_out_is_taken_over_and_its_holder_told(store: JobStore)
     (second,) = lease(store, "d2")
     assert second.tries == 2
     assert not store.step("a", first.lease_token, 1, 4, LEASE_S)
-    assert not store.finish("a", first.lease_token, Outcome("completed"))
+    assert not store.finish("a", first.lease_token, JobResult("completed"))
     assert second.lease_token
-    assert store.finish("a", second.lease_token, Outcome("completed"))
+    assert store.finish("a", second.lease_token, JobResult("completed"))
 
 
 def test_jobs_of_a_silent_dispatcher_are_free_though_a_step_renewed_them(store: JobStore) -> None:
@@ -173,7 +173,7 @@ def test_cancel_ends_a_job_and_its_lease(store: JobStore) -> None:
 def test_cancel_leaves_an_ended_job_as_it_is(store: JobStore) -> None:
     add(store, "a")
     (job,) = lease(store)
-    store.finish("a", job.lease_token, Outcome("completed", record="{}"))
+    store.finish("a", job.lease_token, JobResult("completed", record="{}"))
     kept = store.cancel("a", "desk")
     assert kept is not None
     assert kept.status == "completed"
@@ -258,7 +258,7 @@ def test_ended_jobs_expire(url: str) -> None:
     store = JobStore(url, retention_s=0.05)
     add(store, "a", "b")
     (job,) = lease(store, limit=1)
-    store.finish("a", job.lease_token, Outcome("failed", error_code="x", error_message="y"))
+    store.finish("a", job.lease_token, JobResult("failed", error_code="x", error_message="y"))
     assert store.expired() == []
     time.sleep(0.1)
     assert store.expired() == ["a"]
@@ -269,9 +269,9 @@ def test_ended_jobs_expire(url: str) -> None:
 def test_the_end_and_its_webhook_are_one_transaction(store: JobStore) -> None:
     add(store, "a", webhook_url="https://desk.example/hook")
     (job,) = lease(store)
-    assert not store.finish("a", "not the token", Outcome("completed"))
+    assert not store.finish("a", "not the token", JobResult("completed"))
     assert store.deliveries.due(10, 60) == []
-    store.finish("a", job.lease_token, Outcome("completed"))
+    store.finish("a", job.lease_token, JobResult("completed"))
     (due,) = store.deliveries.due(10, 60)
     assert json.loads(due.body)["type"] == "video.completed"
     assert json.loads(due.body)["data"] == {"id": "a"}
@@ -294,7 +294,7 @@ def test_a_dispatcher_without_work_writes_nothing(store: JobStore) -> None:
         assert lease(store, lease_s=60) == []
         assert store.deliveries.due(10, 60) == []
         assert commits == []
-        store.finish("a", job.lease_token, Outcome("completed"))
+        store.finish("a", job.lease_token, JobResult("completed"))
         assert len(commits) == 1
     finally:
         event.remove(Engine, "commit", note)
@@ -388,7 +388,7 @@ def test_the_pace_is_that_of_all_generators_together(store: JobStore) -> None:
         job = store.get(job_id)
         assert job is not None
         assert job.lease_token
-        store.finish(job_id, job.lease_token, Outcome("completed"))
+        store.finish(job_id, job.lease_token, JobResult("completed"))
         time.sleep(0.05)
     pace_s = store.seconds_per_clip()
     assert pace_s is not None

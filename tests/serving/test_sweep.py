@@ -9,7 +9,7 @@ from test_jobs import add, lease
 
 from vidgen_ray.errors import ArtifactError
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.serving.queue.store import JobStore, Outcome
+from vidgen_ray.serving.queue.store import JobResult, JobStore
 from vidgen_ray.serving.queue.sweep import Sweeper
 from vidgen_ray.serving.queue.uploads import upload_name
 
@@ -113,7 +113,7 @@ def test_expired_jobs_go_with_their_files_a_few_at_a_time(
     commit(artifacts, "j00")
     commit(artifacts, "later")
     for job in lease(store, limit=25):
-        store.finish(job.id, job.lease_token, Outcome("completed"))
+        store.finish(job.id, job.lease_token, JobResult("completed"))
     time.sleep(2 * RETENTION_S)
     sweeper = Sweeper(store, artifacts, RETENTION_S)
     assert sweeper.remove_expired()

@@ -11,7 +11,7 @@ from test_jobs import add, lease
 
 from vidgen_ray.serving.arguments import ServingArguments
 from vidgen_ray.serving.queue.background import BackgroundTasks
-from vidgen_ray.serving.queue.store import JobStore, Outcome
+from vidgen_ray.serving.queue.store import JobResult, JobStore
 from vidgen_ray.serving.queue.webhooks import WebhookSender
 from vidgen_ray.serving.webhook_url import check_webhook_url
 
@@ -50,7 +50,7 @@ def test_a_good_one_gives_its_host(url: str) -> None:
 def end_with_webhook(store: JobStore, job_id: str, url: str) -> None:
     add(store, job_id, webhook_url=url)
     (job,) = lease(store)
-    store.finish(job_id, job.lease_token, Outcome("completed"))
+    store.finish(job_id, job.lease_token, JobResult("completed"))
 
 
 def test_a_stored_bad_url_or_a_slow_receiver_stops_no_other_webhook(

@@ -39,7 +39,7 @@ _opening = threading.Lock()
 class Adapter:
     """A checked adapter: its file, what it adds to each layer by name, and a SHA-256.
 
-    The hash is that of the file, and of PEFT's adapter_config.json where that decides the strength.
+    The hash is that of the file; with PEFT's adapter_config.json, that of both files' hashes.
     """
 
     file: Path

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -56,13 +56,17 @@ class LoraDelta:
         return self.alpha / self.rank
 
 
+_Rank = Annotated[int, Field(ge=1)]
+_Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class _PeftConfig(BaseModel):
     """The settings of PEFT's LoraConfig that decide an adapter's strength, with its defaults."""
 
-    r: int = Field(8, ge=1, validation_alias=AliasChoices("r", "rank"))
-    lora_alpha: float = Field(8, gt=0, validation_alias=AliasChoices("lora_alpha", "alpha"))
-    rank_pattern: dict[str, int] | None = None
-    alpha_pattern: dict[str, float] | None = None
+    r: _Rank = Field(8, validation_alias=AliasChoices("r", "rank"))
+    lora_alpha: _Alpha = Field(8, validation_alias=AliasChoices("lora_alpha", "alpha"))
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, _Alpha] | None = None
     use_rslora: bool = False
 
     def of_layer(self, layer: str) -> tuple[int, float]:
@@ -74,8 +78,8 @@ class _PeftConfig(BaseModel):
 def find_lora(path: Path) -> Path:
     """The weights that a path to a LoRA means: a file, or the one that a folder holds.
 
-    A folder is one of diffusers, of PEFT, one with a single safetensors file, or that of a training
-    run, which means its final adapter. Raises RequestError.
+    A folder may be written by diffusers, by PEFT, or by `vidgen train` (its final adapter counts),
+    or hold a single safetensors file. Raises RequestError.
     """
     if path.is_file() and path.suffix == ".safetensors":
         return path
@@ -111,8 +115,13 @@ def is_lora_folder(path: Path) -> bool:
 def find_config(file: Path) -> Path | None:
     """PEFT's adapter_config.json that belongs to the weights `file`, if there is one."""
     config = file.with_name(_PEFT_CONFIG_NAME)
-    is_alone = file.name == _PEFT_WEIGHTS_NAME or len(list(file.parent.glob("*.safetensors"))) == 1
-    return config if is_alone and config.is_file() else None
+    if not config.is_file():
+        return None
+    if file.name == _PEFT_WEIGHTS_NAME or len(list(file.parent.glob("*.safetensors"))) == 1:
+        return config
+    with open_tensors(file) as tensors:  # an export for another program has its own strength
+        is_peft = all(key.startswith("base_model.") for key in tensors.keys())  # noqa: SIM118
+    return config if is_peft else None
 
 
 def read_deltas(
@@ -279,7 +288,7 @@ def _match(pattern: dict[str, Any] | None, layer: str, default: Any) -> Any:
 def _read_config(file: Path | None, metadata: Mapping[str, str]) -> _PeftConfig | None:
     """The adapter's settings: in the file's metadata as diffusers writes them, in PEFT's
     adapter_config.json, or in the metadata as finetrainers writes them."""
-    if "lora_adapter_metadata" in metadata:
+    if metadata.get("lora_adapter_metadata", "{}") not in {"", "{}"}:
         source = "the metadata lora_adapter_metadata"
         tree = _parse(metadata["lora_adapter_metadata"], source)
         prefix = "transformer."

@@ -22,7 +22,7 @@ from vidgen_ray.serving.arguments import ServingArguments
 from vidgen_ray.serving.deployments.tasks import ClipTask, GeneratorResult
 from vidgen_ray.serving.queue.background import BackgroundTasks
 from vidgen_ray.serving.queue.storage import Storage
-from vidgen_ray.serving.queue.store import Job, JobStore, Outcome
+from vidgen_ray.serving.queue.store import Job, JobResult, JobStore
 from vidgen_ray.serving.queue.sweep import Sweeper
 from vidgen_ray.serving.queue.uploads import remove_files
 from vidgen_ray.serving.queue.webhooks import WebhookSender
@@ -185,7 +185,7 @@ class Dispatcher:
         return made
 
     async def _finish(self, job: Job, token: str, record: GenerationRecord) -> None:
-        outcome = _outcome(record)
+        outcome = _job_result(record)
         if await asyncio.to_thread(self._store.finish, job.id, token, outcome):
             seconds = time.time() - job.created_at
             self._metrics.ended(outcome.status, seconds)
@@ -244,12 +244,12 @@ class Dispatcher:
                 task.cancel()
 
 
-def _outcome(record: GenerationRecord) -> Outcome:
+def _job_result(record: GenerationRecord) -> JobResult:
     if record.artifact is not None:
-        return Outcome("completed", record.model_dump_json())
+        return JobResult("completed", record.model_dump_json())
     error = record.error or ErrorRecord(kind="EngineError", message="", stage="generate")
     code, message = _PUBLIC.get(error.kind, _PUBLIC["EngineError"])
-    return Outcome("failed", record.model_dump_json(), code, message)
+    return JobResult("failed", record.model_dump_json(), code, message)
 
 
 # What a client is told; the whole error is in the logs and in the record.

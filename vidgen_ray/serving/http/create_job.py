@@ -197,8 +197,9 @@ class JobCreator:
         try:
             with self._checking:
                 checkpoint.check_request(request)
-            with self._checking_lora:
-                self._check_lora(request.lora)
+            if request.lora:
+                with self._checking_lora:
+                    self._check_lora(request.lora)
         except RequestError as error:
             raise self._invalid(error, request, lora) from None
         return request, lora

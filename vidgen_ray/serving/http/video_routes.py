@@ -36,7 +36,7 @@ _KNOWN = (401, 403, 404, 422, 503)
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events that are written already: a crowd is told for the price of one."""
+    """Server-sent events that are encoded already, once for all followers."""
 
     media_type = "text/event-stream"
 
@@ -44,7 +44,15 @@ class _EventStream(StreamingResponse):
 def video_routes() -> APIRouter:
     """The router."""
     router = APIRouter(prefix="/v1/videos", tags=["Videos"])
+    _add_create(router)
+    _add_list(router)
+    _add_job(router)
+    _add_end(router)
+    _add_content(router)
+    return router
 
+
+def _add_create(router: APIRouter) -> None:
     @router.post(
         "",
         response_model=VideoResource,
@@ -70,6 +78,8 @@ def video_routes() -> APIRouter:
         context.wake()
         return _json(job)
 
+
+def _add_list(router: APIRouter) -> None:
     @router.get(
         "", response_model=VideoList, responses=documented(401, 403, 404, 422, 503), summary="List"
     )
@@ -93,6 +103,8 @@ def video_routes() -> APIRouter:
             has_more=has_more,
         )
 
+
+def _add_job(router: APIRouter) -> None:
     @router.get(
         "/{video_id}",
         response_model=VideoResource,
@@ -119,6 +131,8 @@ def video_routes() -> APIRouter:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return _EventStream(_events(context, job), headers=headers)
 
+
+def _add_end(router: APIRouter) -> None:
     @router.post(
         "/{video_id}/cancel",
         response_model=VideoResource,
@@ -149,6 +163,8 @@ def video_routes() -> APIRouter:
             logger.error("%s", error, extra={"video_id": job.id})
         return DeletedVideo(id=job.id)
 
+
+def _add_content(router: APIRouter) -> None:
     @router.get(
         "/{video_id}/content",
         response_class=Response,
@@ -176,7 +192,6 @@ def video_routes() -> APIRouter:
         return await send_clip(request, context, job)
 
     router.add_api_route("/{video_id}/content", content, methods=["HEAD"], include_in_schema=False)
-    return router
 
 
 async def _events(context: Context, job: Job) -> AsyncGenerator[str]:

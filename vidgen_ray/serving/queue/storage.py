@@ -37,8 +37,8 @@ class Storage:
         The log says more than a client may see.
         """
         found = {
-            "output": await _outcome(self._write_output, "output"),
-            "database": await _outcome(
+            "output": await _failure_of(self._write_output, "output"),
+            "database": await _failure_of(
                 lambda: self._store.reports.write(self._process, report), "database"
             ),
         }
@@ -64,7 +64,7 @@ class Storage:
         self._clip_failed = False
 
 
-async def _outcome(write: Callable[[], None], name: str) -> str | None:
+async def _failure_of(write: Callable[[], None], name: str) -> str | None:
     """None when `write` worked, otherwise what a client may read."""
     try:
         await asyncio.wait_for(asyncio.to_thread(write), _TIMEOUT_S)

@@ -14,18 +14,21 @@ from typing import Any, Literal
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Select,
     and_,
     delete,
-    exists,
     func,
     insert,
-    literal,
-    or_,
     select,
     update,
 )
 
+from vidgen_ray.serving.queue.conditions import (
+    ACTIVE,
+    holds_lease,
+    in_turns,
+    is_free,
+    is_job,
+)
 from vidgen_ray.serving.queue.database import Database, RowTaken
 from vidgen_ray.serving.queue.deliveries import Deliveries, announce
 from vidgen_ray.serving.queue.removals import Removals, schedule_removal
@@ -33,10 +36,6 @@ from vidgen_ray.serving.queue.reports import Reports
 from vidgen_ray.serving.queue.tables import dispatchers, jobs
 
 JobStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
-
-_FAR_AHEAD_S = 600.0  # no lease ends and no dispatcher was seen so far ahead of a right clock
-
-ACTIVE: tuple[JobStatus, ...] = ("queued", "in_progress")
 
 
 class QueueFull(Exception):
@@ -103,7 +102,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """How a job ended: its record, or the error that a client may see."""
 
     status: Literal["completed", "failed"]
@@ -155,7 +154,7 @@ class JobStore:
     def get(self, job_id: str, owner: str | None = None) -> Job | None:
         """The job, None when there is none; with `owner`, only one of theirs."""
         with self._database.read() as connection:
-            row = connection.execute(select(jobs).where(_is(job_id, owner))).one_or_none()
+            row = connection.execute(select(jobs).where(is_job(job_id, owner))).one_or_none()
         return _job(row) if row else None
 
     def get_many(self, job_ids: Sequence[str]) -> dict[str, Job]:
@@ -224,16 +223,16 @@ class JobStore:
         """
         ended = {"status": "cancelled", "idempotency_key": None, **self._ended()}
         with self._database.write() as connection:
-            active = and_(_is(job_id, owner), jobs.c.status.in_(ACTIVE))
+            active = and_(is_job(job_id, owner), jobs.c.status.in_(ACTIVE))
             if connection.execute(update(jobs).where(active).values(**ended)).rowcount:
                 schedule_removal(connection, job_id, keep_upload=True)
-            row = connection.execute(select(jobs).where(_is(job_id, owner))).one_or_none()
+            row = connection.execute(select(jobs).where(is_job(job_id, owner))).one_or_none()
         return _job(row) if row else None
 
     def remove(self, job_id: str, owner: str | None = None) -> bool:
         """Remove a job, active or not; its files are removed later. False: there was none."""
         with self._database.write() as connection:
-            existed = connection.execute(delete(jobs).where(_is(job_id, owner))).rowcount > 0
+            existed = connection.execute(delete(jobs).where(is_job(job_id, owner))).rowcount > 0
             if existed:
                 schedule_removal(connection, job_id, keep_upload=False)
         return existed
@@ -252,7 +251,7 @@ class JobStore:
         A free job without tries left fails.
         """
         now = time.time()
-        free = _free(now, lease_s)
+        free = is_free(now, lease_s)
         if limit <= 0 or not self._any(free):  # an idle dispatcher writes nothing
             return []
         with self._database.write() as connection:
@@ -261,7 +260,7 @@ class JobStore:
             self._renew(connection, dispatcher, now, lease_s)
         with self._database.write() as connection:
             self._give_up(connection, and_(free, jobs.c.tries >= max_tries))
-            next_ids = connection.execute(_in_turns(free, limit)).scalars().all()
+            next_ids = connection.execute(in_turns(free, limit)).scalars().all()
             # Locked in a statement of its own: PostgreSQL locks no rows of a window function.
             still_free = select(jobs.c.id).where(free, jobs.c.id.in_(next_ids))
             still_free = still_free.with_for_update(skip_locked=True)
@@ -302,11 +301,11 @@ class JobStore:
             "started_at": func.coalesce(jobs.c.started_at, now),
             "lease_expires_at": now + lease_s,
         }
-        return self._update(_holds(job_id, token), values)
+        return self._update(holds_lease(job_id, token), values)
 
     def next_attempt(self, job_id: str, token: str) -> bool:
         """Note that the quality gate wants another attempt. False: the lease is lost."""
-        return self._update(_holds(job_id, token), {"attempt": jobs.c.attempt + 1, "step": 0})
+        return self._update(holds_lease(job_id, token), {"attempt": jobs.c.attempt + 1, "step": 0})
 
     def release(self, job_id: str, token: str, *, blame: bool, delay_s: float = 0) -> bool:
         """Give a job back, to be leased again after `delay_s`. With `blame` the try counts."""
@@ -318,13 +317,15 @@ class JobStore:
             "lease_owner": None,
             "lease_expires_at": time.time() + delay_s if delay_s else None,
         }
-        return self._update(_holds(job_id, token), values)
+        return self._update(holds_lease(job_id, token), values)
 
-    def finish(self, job_id: str, token: str, outcome: Outcome) -> bool:
+    def finish(self, job_id: str, token: str, outcome: JobResult) -> bool:
         """End a job, with its webhook where it has one. False: the lease is lost."""
         with self._database.write() as connection:
             values = {**vars(outcome), **self._ended()}
-            statement = update(jobs).where(_holds(job_id, token)).values(**values).returning(jobs)
+            statement = (
+                update(jobs).where(holds_lease(job_id, token)).values(**values).returning(jobs)
+            )
             row = connection.execute(statement).one_or_none()
             if row:
                 _announce(connection, row)
@@ -372,28 +373,6 @@ class JobStore:
             return connection.execute(update(jobs).where(condition).values(**values)).rowcount > 0
 
 
-def _is(job_id: str, owner: str | None) -> ColumnElement[bool]:
-    return (
-        jobs.c.id == job_id if owner is None else and_(jobs.c.id == job_id, jobs.c.owner == owner)
-    )
-
-
-def _holds(job_id: str, token: str) -> ColumnElement[bool]:
-    return and_(jobs.c.id == job_id, jobs.c.lease_token == token)
-
-
-def _free(now: float, lease_s: float) -> ColumnElement[bool]:
-    # Times far ahead are from before the clock was set back; nobody would wait for them in vain.
-    alive = exists(literal(1)).where(
-        dispatchers.c.id == jobs.c.lease_owner,
-        dispatchers.c.seen_at.between(now - lease_s, now + _FAR_AHEAD_S),
-    )
-    orphaned = and_(jobs.c.lease_token.is_not(None), ~alive)
-    ends_at = jobs.c.lease_expires_at
-    lapsed = or_(ends_at.is_(None), ends_at < now, ends_at > now + max(_FAR_AHEAD_S, 2 * lease_s))
-    return and_(jobs.c.status.in_(ACTIVE), or_(lapsed, orphaned))
-
-
 def _check_room(
     connection: Connection, owner: str, max_queued: int, max_queued_per_owner: int | None
 ) -> None:
@@ -404,30 +383,6 @@ def _check_room(
         return
     if (connection.scalar(queued.where(jobs.c.owner == owner)) or 0) >= max_queued_per_owner:
         raise OwnerQueueFull
-
-
-def _in_turns(free: ColumnElement[bool], limit: int) -> Select[Any]:
-    """Ids of free jobs: each owner's oldest first, and first of all owners with the least in work.
-
-    With one owner that is the oldest first.
-    """
-    held = (
-        select(jobs.c.owner, func.count().label("num_held"))
-        .where(jobs.c.status.in_(ACTIVE), ~free)
-        .group_by(jobs.c.owner)
-        .subquery()
-    )
-    place = func.row_number().over(
-        partition_by=jobs.c.owner, order_by=(jobs.c.created_at, jobs.c.id)
-    )
-    turns = (
-        select(jobs.c.id, jobs.c.created_at, place.label("place"), held.c.num_held)
-        .outerjoin(held, held.c.owner == jobs.c.owner)
-        .where(free)
-        .subquery()
-    )
-    turn = turns.c.place + func.coalesce(turns.c.num_held, 0)
-    return select(turns.c.id).order_by(turn, turns.c.created_at, turns.c.id).limit(limit)
 
 
 def _same_key(connection: Connection, job: NewJob) -> Job | None:
