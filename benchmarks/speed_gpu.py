@@ -33,9 +33,10 @@ from vidgen_ray.config import Config, Profile, load_config
 from vidgen_ray.generation.engine import Engine
 from vidgen_ray.generation.image_match import psnr_db
 from vidgen_ray.model import denoiser
-from vidgen_ray.model.checkpoint import load_pipeline, open_checkpoint
+from vidgen_ray.model.checkpoint import open_checkpoint
 from vidgen_ray.model.decoder import fuse_decoder
 from vidgen_ray.model.flops import count_flops
+from vidgen_ray.model.loading import load_pipeline
 from vidgen_ray.model.parallel import join, leave
 from vidgen_ray.model.step_cache import AllReduce, StepCache
 from vidgen_ray.model.untrained import make_checkpoint

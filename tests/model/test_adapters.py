@@ -20,7 +20,8 @@ from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.engine import Engine
 from vidgen_ray.model import adapters
 from vidgen_ray.model.adapters import fuse_lora, load_lora, open_adapter, unfuse_lora
-from vidgen_ray.model.checkpoint import Checkpoint, load_pipeline, open_checkpoint
+from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
+from vidgen_ray.model.loading import load_pipeline
 from vidgen_ray.model.lora_file import WEIGHTS_NAME, read_deltas
 from vidgen_ray.schema import GenerationRequest, resolve_request
 

@@ -9,7 +9,8 @@ import torch
 
 from vidgen_ray.config import ModelConfig
 from vidgen_ray.errors import ConfigError
-from vidgen_ray.model.checkpoint import load_pipeline, open_checkpoint, why_not_cached
+from vidgen_ray.model.checkpoint import open_checkpoint, why_not_cached
+from vidgen_ray.model.loading import load_pipeline
 from vidgen_ray.model.untrained import ARCHITECTURES, make_checkpoint
 
 

@@ -34,7 +34,8 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 
 def use(folder: Path) -> None:
     """What every command does before its first clip: open, check a request, load."""
-    from vidgen_ray.model.checkpoint import load_pipeline, open_checkpoint
+    from vidgen_ray.model.checkpoint import open_checkpoint
+    from vidgen_ray.model.loading import load_pipeline
 
     checkpoint = open_checkpoint(ModelConfig(checkpoint=str(folder)))
     checkpoint._count_tokens("camera pans left")
@@ -84,7 +85,8 @@ def test_a_damaged_file_is_named(folder: Path, name: str, damage: Callable[[Path
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_optional_key_has_the_libraries_default_or_is_named(folder: Path, name: str) -> None:
-    from vidgen_ray.model.checkpoint import assemble_pipeline, load_part, open_checkpoint
+    from vidgen_ray.model.checkpoint import open_checkpoint
+    from vidgen_ray.model.loading import assemble_pipeline, load_part
 
     path, part = folder / name, name.split("/")[0]
     whole = json.loads(path.read_text())
@@ -205,7 +207,8 @@ def test_an_index_and_a_single_file_are_chosen_between_as_the_libraries_do(folde
     import torch
     from safetensors.torch import load_file, save_file
 
-    from vidgen_ray.model.checkpoint import load_part, open_checkpoint
+    from vidgen_ray.model.checkpoint import open_checkpoint
+    from vidgen_ray.model.loading import load_part
 
     for part, stem, name in (
         ("transformer", "diffusion_pytorch_model", "patch_embed.proj.bias"),

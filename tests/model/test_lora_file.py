@@ -10,7 +10,8 @@ import pytest
 
 from vidgen_ray.config import LoRA, ModelConfig
 from vidgen_ray.errors import RequestError
-from vidgen_ray.model.checkpoint import Checkpoint, load_pipeline, open_checkpoint
+from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
+from vidgen_ray.model.loading import load_pipeline
 
 if TYPE_CHECKING:
     import torch

@@ -27,13 +27,14 @@ from vidgen_ray.model.acceleration import (
     choose_options,
 )
 from vidgen_ray.model.adapters import Adapter
-from vidgen_ray.model.checkpoint import Checkpoint, load_pipeline, open_checkpoint
+from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.model.device import (
     choose_device,
     describe_device,
     is_out_of_memory,
     use_cpu,
 )
+from vidgen_ray.model.loading import load_pipeline
 from vidgen_ray.model.parallel import RankMesh
 from vidgen_ray.model.positions import positions_for
 from vidgen_ray.schema import (
@@ -45,7 +46,7 @@ from vidgen_ray.schema import (
 )
 
 if TYPE_CHECKING:
-    from vidgen_ray.model.checkpoint import Pipeline
+    from vidgen_ray.model.loading import Pipeline
 
 _PROMPTS_KEPT = 32  # embeddings of 4 MB at full size
 _NO_FRAMES = torch.empty(0, 0, 0, 3, dtype=torch.uint8)  # of a rank that leaves decoding to another

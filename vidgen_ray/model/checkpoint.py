@@ -1,8 +1,4 @@
-"""Checkpoints: find a diffusers folder or hub id, read its facts, load it as a pipeline.
-
-Torch, diffusers and transformers take seconds to import, so they are imported where weights load;
-checking requests does without them.
-"""
+"""Finds a checkpoint by folder or hub id, and checks requests against it, without torch."""
 
 import logging
 import re
@@ -10,15 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
-
-from vidgen_ray.addresses import one_line
-from vidgen_ray.config import Dtype, ModelConfig
+from vidgen_ray.config import ModelConfig
 from vidgen_ray.errors import ConfigError, RequestError
 from vidgen_ray.model.hub import find_snapshot
 from vidgen_ray.model.part_configs import PartConfigs, read_part_configs
+from vidgen_ray.model.tokenizer import token_counter
 from vidgen_ray.model.weights import (
     CARD_NAME,
     INITIALIZED_ON_LOAD,
@@ -34,9 +28,6 @@ from vidgen_ray.schema import GenerationRequest
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import CogVideoXImageToVideoPipeline
-
-    Pipeline: TypeAlias = CogVideoXImageToVideoPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -136,20 +127,7 @@ class Checkpoint:
 
     @cached_property
     def _count_tokens(self) -> Callable[[str], int]:
-        """How many tokens a text has, with the one that ends it. Raises ConfigError."""
-        folder = self.folder / "tokenizer"
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            converted = load_tokenizer(self)
-            return lambda text: len(converted(text).input_ids)
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the bindings raise plain Exception
-            raise _cannot_load(folder, error) from error
-        tokenizer.no_truncation()  # a file may ask for it
-        tokenizer.no_padding()
-        _check_vocabulary(self, tokenizer.get_vocab_size())
-        return lambda text: len(tokenizer.encode(text).ids)
+        return token_counter(self.folder / "tokenizer", self.configs.text_encoder.vocab_size)
 
     def check_request(self, request: GenerationRequest) -> None:
         """Refuse what this checkpoint was not trained for. Raises RequestError."""
@@ -215,99 +193,6 @@ def open_checkpoint(
     return _open(model.checkpoint, snapshot, snapshot.name, weights)
 
 
-def load_pipeline(
-    checkpoint: Checkpoint, dtype: Dtype, device: "torch.device | None" = None
-) -> "Pipeline":
-    """The checkpoint as a diffusers pipeline on the CPU, in `dtype`. Raises ConfigError.
-
-    Weights that are initialized on load (`make_checkpoint(weights=False)`) are made on `device`.
-    """
-    import torch
-
-    quiet()
-    if checkpoint.initialized_on_load:
-        from vidgen_ray.model.untrained import make_weights
-
-        pipeline = make_weights(
-            checkpoint.folder, dtype=getattr(torch, dtype), device=str(device or "cpu")
-        )
-    else:
-        parts = {part: load_part(checkpoint, part, dtype) for part in PARTS}
-        pipeline = assemble_pipeline(checkpoint, **parts, tokenizer=load_tokenizer(checkpoint))
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def load_part(checkpoint: Checkpoint, part: str, dtype: Dtype) -> Any:
-    """One of `PARTS` with its weights on the CPU, in `dtype`. Raises ConfigError.
-
-    Every tensor of the model must come from the files and every tensor of the files go into the
-    model: the libraries would fill the former with random numbers and drop the latter silently.
-    """
-    import torch
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
-    from transformers import T5EncoderModel
-
-    quiet()
-    classes = {
-        "transformer": CogVideoXTransformer3DModel,
-        "vae": AutoencoderKLCogVideoX,
-        "text_encoder": T5EncoderModel,
-    }
-    folder = checkpoint.folder / part
-    files = find_weights(checkpoint.folder, part)
-    try:
-        module, info = classes[part].from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            variant=files.variant,
-            local_files_only=True,
-            use_safetensors=True,  # a pickle would run whatever is in it
-            output_loading_info=True,
-        )
-    except Exception as error:  # the loaders raise anything from KeyError to SafetensorError
-        raise _cannot_load(folder, error) from error
-    for kind in ("missing", "unexpected", "mismatched"):
-        if names := info[f"{kind}_keys"]:
-            raise ConfigError(
-                f"model.checkpoint: {folder}: {len(names)} {kind} tensors, such as "
-                f"{sorted(map(str, names))[0]}: the weights do not fit config.json; download or "
-                "copy the folder again"
-            )
-    return module
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The tokenizer of the text encoder. Raises ConfigError."""
-    from transformers import T5Tokenizer
-
-    quiet()
-    folder = checkpoint.folder / "tokenizer"
-    try:
-        tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise _cannot_load(folder, error) from error
-    if tokenizer.pad_token is None:
-        raise ConfigError(f"model.checkpoint: {folder} has no pad token; take that of the model")
-    _check_vocabulary(checkpoint, len(tokenizer))
-    return tokenizer
-
-
-def assemble_pipeline(checkpoint: Checkpoint, **parts: Any) -> "Pipeline":
-    """The pipeline of `parts`, some of which may be None, with the checkpoint's scheduler.
-
-    Raises ConfigError.
-    """
-    from diffusers import CogVideoXImageToVideoPipeline
-
-    try:
-        return CogVideoXImageToVideoPipeline.from_pretrained(
-            checkpoint.folder, **parts, local_files_only=True
-        )
-    except Exception as error:
-        raise _cannot_load(checkpoint.folder, error) from error
-
-
 def is_local(model: ModelConfig) -> bool:
     """Whether the checkpoint is a folder or ships with the package, and not a hub id."""
     return model.checkpoint == "embedded" or Path(model.checkpoint).expanduser().is_dir()
@@ -320,17 +205,6 @@ def why_not_cached(model: ModelConfig) -> str | None:
     except ConfigError as error:
         return str(error)
     return None
-
-
-def quiet() -> None:
-    """Keep the libraries' progress bars and notices off the terminal; errors still appear."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _open(source: str, folder: Path, commit: str | None, weights: bool) -> Checkpoint:
@@ -358,22 +232,6 @@ def _warn_of_unused(files: tuple[Path, ...]) -> None:
     logger.warning(
         "model.checkpoint: %s also holds %s, not loaded; delete the stale files",
         *(files[0].parent, names),
-    )
-
-
-def _check_vocabulary(checkpoint: Checkpoint, num_tokens: int) -> None:
-    size = checkpoint.configs.text_encoder.vocab_size
-    if num_tokens > size:
-        raise ConfigError(
-            f"model.checkpoint: {checkpoint.folder / 'tokenizer'} has {num_tokens} tokens, over "
-            f"the text encoder's vocab_size of {size}; take both from one checkpoint"
-        )
-
-
-def _cannot_load(folder: Path, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"model.checkpoint: {folder} cannot be loaded: {one_line(error)[:500]}; download or copy "
-        "the folder again"
     )
 
 

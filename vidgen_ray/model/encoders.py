@@ -8,8 +8,9 @@ from torch import Tensor
 
 from vidgen_ray.config import DtypeSetting
 from vidgen_ray.model.acceleration import enable_tiling
-from vidgen_ray.model.checkpoint import Checkpoint, load_part, load_tokenizer
+from vidgen_ray.model.checkpoint import Checkpoint
 from vidgen_ray.model.device import resolve_dtype
+from vidgen_ray.model.loading import load_part, tokenizer_of
 
 # The noise on conditioning images that the model was trained with: sigma is log-normal, in units of
 # pixels from -1 to 1 (CogVideoX, arXiv 2408.06072, and the diffusers example that trains its LoRA).
@@ -77,7 +78,7 @@ class PromptEncoder:
         """Load the text encoder of `checkpoint`. Raises ConfigError."""
         self._device = device
         self._num_tokens = checkpoint.max_text_tokens
-        self._tokenizer = load_tokenizer(checkpoint)
+        self._tokenizer = tokenizer_of(checkpoint)
         encoder = load_part(checkpoint, "text_encoder", resolve_dtype(dtype, device))
         self._encoder = encoder.to(device).eval().requires_grad_(False)
 

@@ -24,7 +24,8 @@ from vidgen_ray.addresses import one_line
 from vidgen_ray.config import Dtype, TrainingConfig
 from vidgen_ray.errors import ConfigError
 from vidgen_ray.model.adapters import skeleton
-from vidgen_ray.model.checkpoint import Checkpoint, assemble_pipeline, load_part
+from vidgen_ray.model.checkpoint import Checkpoint
+from vidgen_ray.model.loading import assemble_pipeline, load_part
 from vidgen_ray.model.lora_file import WEIGHTS_NAME
 
 Checkpointing = Literal["none", "full", "selective"]

@@ -12,7 +12,9 @@ from PIL import Image
 from vidgen_ray.addresses import one_line
 from vidgen_ray.config import Dtype
 from vidgen_ray.errors import ConfigError, EngineError
-from vidgen_ray.model.checkpoint import Checkpoint, load_pipeline, quiet
+from vidgen_ray.model.checkpoint import Checkpoint
+from vidgen_ray.model.loading import load_pipeline
+from vidgen_ray.model.quiet import quiet
 from vidgen_ray.schema import GenerationRequest
 
 

@@ -127,6 +127,14 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cannot_load(folder: Path, error: Exception) -> ConfigError:
+    """The error for a folder that a library cannot load, in one line."""
+    return ConfigError(
+        f"model.checkpoint: {folder} cannot be loaded: {one_line(error)[:500]}; download or copy "
+        "the folder again"
+    )
+
+
 def _shards(index: Path) -> tuple[Path, ...]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
