@@ -11,7 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from benchmarks.local_cluster import free_port
+
+from tests.support.local_cluster import free_port
 
 CONFIG = Path(__file__).parents[2] / "deploy/nginx/vidgen.conf"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")

@@ -11,10 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
-from benchmarks.mixed_load import LENIENT
 from serving_process import Server, application, picture, until
 from test_api import ended, post
 
+from tests.support.tiny_model import LENIENT
 from vidgen_ray.serving.http.keys import new_key
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from benchmarks.local_cluster import free_port
 from serving_process import application, until
 
+from tests.support.local_cluster import free_port
 from vidgen_ray.errors import ConfigError
 from vidgen_ray.serving.http.keys import new_key
 from vidgen_ray.serving.launch import check
