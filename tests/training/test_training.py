@@ -5,8 +5,6 @@ import io
 import os
 import signal
 import sys
-import threading
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -121,21 +119,23 @@ def test_a_run_in_parts_has_the_curve_and_the_weights_of_one_in_whole(
 
 
 @pytest.mark.thorough
-def test_sigterm_commits_and_leaves_and_the_run_goes_on(run: Run, other: Run) -> None:
+def test_sigterm_commits_and_leaves_and_the_run_goes_on(
+    run: Run, other: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"num_epochs": 8, "checkpoint_every_steps": 1000}
     run.train(**settings)
 
-    def terminate() -> None:
-        while not (other.output / "run.json").exists():
-            time.sleep(0.02)
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
+    step = Trainer._step
 
-    killer = threading.Thread(target=terminate)
-    killer.start()
-    with pytest.raises(Interrupted):
-        other.train(**settings)
-    killer.join()
+    def step_and_terminate(trainer: Trainer, number: int, *rest: Any) -> Any:
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", step_and_terminate)
+        with pytest.raises(Interrupted):
+            other.train(**settings)
     (state,) = sorted((other.output / "state").glob("*.pt"))[-1:]
     stopped_after = int(state.stem.removeprefix("step-"))
     assert 0 < stopped_after < 32
