@@ -49,7 +49,7 @@ def test_a_plan_has_gpus_hours_and_cost(plan: Plan) -> None:
     done = plan("--gpu", "h200", "--deadline", "24h", "--price-per-gpu-hour", "3.5")
     assert done.returncode == 0, done.stderr
     # 300 s for the node, 10 s for the weights, 500 clips of 90 s, 12 s to score the last one
-    assert "1000 clips in 12.6 h on 2 GPUs: 25.2 GPU-hours, costs 88.13" in done.stdout
+    assert "1,000 clips in 12.6 h on 2 GPUs: 25.2 GPU-hours, costs 88.13" in done.stdout
     assert "server:" not in done.stdout
 
 

@@ -13,6 +13,7 @@ from vidgen_ray.cli.options import (
     ConfigOption,
     SetOption,
     absolute,
+    counted,
     ray_address,
 )
 from vidgen_ray.config import load_config, parse_overrides
@@ -103,7 +104,7 @@ def download(
         raise typer.Exit(2)
     files = list_files(dataset, source, limit)
     num_bytes = sum(file.size_bytes or 0 for file in files)
-    _say(f"{_counted(len(files), 'file')}, {num_bytes / 1e6:,.1f} MB")
+    _say(f"{counted(len(files), 'file')}, {num_bytes / 1e6:,.1f} MB")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, TransferSpeedColumn(), console=_console, transient=True) as progress:
         for file in files:
@@ -145,10 +146,10 @@ def check(
     )
     with native_log():
         summary = run_check(arguments, _console)
-    clips, rows = _counted(summary.num_clips, "clip"), _counted(summary.num_rows, "row")
+    clips, rows = counted(summary.num_clips, "clip"), counted(summary.num_rows, "row")
     _say(f"{clips} of {rows} checked")
     if summary.num_missing_rows:
-        _say(f"  without a video file yet: {_counted(summary.num_missing_rows, 'row')}")
+        _say(f"  without a video file yet: {counted(summary.num_missing_rows, 'row')}")
     for mark, count in summary.marks.most_common():
         _say(f"  {count:,} {mark}")
     _say(f"Report: {summary.page}")
@@ -156,21 +157,17 @@ def check(
 
 def _say_import(report: "ImportReport", output: str) -> None:
     stem = Path(output).name.removesuffix(".jsonl")
-    rows, clips = _counted(report.num_rows, "row"), _counted(report.num_clips, "clip")
+    rows, clips = counted(report.num_rows, "row"), counted(report.num_clips, "clip")
     _say(f"{output}: {rows} of {clips}")
     if report.num_other_clips:
-        left_out = _counted(report.num_other_clips, "clip")
+        left_out = counted(report.num_other_clips, "clip")
         _say(f"  {left_out} of another category or split left out")
     if report.num_missing_clips:
-        clips = _counted(report.num_missing_clips, "clip")
-        rows = _counted(report.num_missing_rows, "row")
+        clips = counted(report.num_missing_clips, "clip")
+        rows = counted(report.num_missing_rows, "row")
         _say(f"  without a video file yet: {clips} ({rows}); {stem}.to_fetch.csv lists them")
     for rule, count in report.rejected.most_common():
         _say(f"  {count:,} rejected: {rule} ({stem}.rejected.jsonl)")
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _say(text: str) -> None:

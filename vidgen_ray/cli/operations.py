@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from vidgen_ray.cli.options import ConfigOption, SetOption, absolute
+from vidgen_ray.cli.options import ConfigOption, SetOption, absolute, counted
 from vidgen_ray.config import Config, load_config, parse_overrides
 from vidgen_ray.errors import RequestError
 
@@ -128,9 +128,9 @@ def plan(
         _print(f"        other profiles: {', '.join(others)} (--profile)")
     cost = "" if batch.cost is None else f", costs {batch.cost:,.2f}"
     _print(
-        f"batch:  {_count(clips, 'clip')} in {batch.wall_s / 3600:.1f} h on "
-        f"{_count(batch.num_gpus, 'GPU')}: {batch.gpu_hours:.1f} GPU-hours{cost}; "
-        f"{_count(batch.num_score_cores, 'CPU core')} to score"
+        f"batch:  {counted(clips, 'clip')} in {batch.wall_s / 3600:.1f} h on "
+        f"{counted(batch.num_gpus, 'GPU')}: {batch.gpu_hours:.1f} GPU-hours{cost}; "
+        f"{counted(batch.num_score_cores, 'CPU core')} to score"
     )
     if arrivals_per_hour is None:
         return
@@ -171,10 +171,6 @@ def _seconds(name: str, text: str) -> float:
     if match is None:
         raise RequestError(f"{name}: must be a number with s, m, h or d such as 24h, got {text!r}")
     return float(match[1]) * _UNITS[match[2]]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _print(line: str) -> None:

@@ -82,6 +82,11 @@ def with_clip_options(command: Command) -> Command:
     return _adding(options, "fields", given_fields)(command)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 clip`, `2 clips`, `1,000 clips`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def ray_address(address: str | None) -> str | None:
     """The cluster to join: --address, else RAY_ADDRESS, else None for this machine."""
     return address or os.environ.get("RAY_ADDRESS")
