@@ -22,7 +22,7 @@ from vidgen_ray.model import adapters
 from vidgen_ray.model.adapters import fuse_lora, load_lora, open_adapter, unfuse_lora
 from vidgen_ray.model.checkpoint import Checkpoint, load_pipeline, open_checkpoint
 from vidgen_ray.model.lora_file import WEIGHTS_NAME, read_deltas
-from vidgen_ray.schema import GenerationRequest, resolve_request
+from vidgen_ray.request import GenerationRequest, resolve_request
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from vidgen_ray.addresses import one_line
 from vidgen_ray.config import Dtype
 from vidgen_ray.errors import ConfigError, EngineError
 from vidgen_ray.model.checkpoint import Checkpoint, load_pipeline, quiet
-from vidgen_ray.schema import GenerationRequest
+from vidgen_ray.request import GenerationRequest
 
 
 @dataclass(frozen=True)
