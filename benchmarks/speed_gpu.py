@@ -40,7 +40,8 @@ from vidgen_ray.model.loading import load_pipeline
 from vidgen_ray.model.parallel import join, leave
 from vidgen_ray.model.step_cache import AllReduce, StepCache
 from vidgen_ray.model.untrained import make_checkpoint
-from vidgen_ray.schema import BenchmarkRow, GenerationRequest, resolve_request
+from vidgen_ray.request import GenerationRequest, resolve_request
+from vidgen_ray.schema import BenchmarkRow
 
 Figures = dict[str, Any]
 

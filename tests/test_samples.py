@@ -8,7 +8,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from vidgen_ray.config import Config
-from vidgen_ray.schema import resolve_request
+from vidgen_ray.request import resolve_request
 
 SAMPLES = Path(__file__).parent.parent / "data" / "samples"
 PHOTOS = sorted(SAMPLES.glob("*.jpg"))

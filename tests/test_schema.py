@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from vidgen_ray.config import load_config
-from vidgen_ray.schema import ProjectSummary, attempt_seed, derive_seed, resolve_request
+from vidgen_ray.request import attempt_seed, derive_seed, resolve_request
+from vidgen_ray.schema import ProjectSummary
 
 FIELDS = {"id": "a", "image": "a.png", "prompt": "push in"}
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from vidgen_ray.generation.scoring import score_video
     from vidgen_ray.generation.single import generate_clip
     from vidgen_ray.generation.verdict import judge
-    from vidgen_ray.schema import GenerationRecord, GenerationRequest, Video, resolve_request
+    from vidgen_ray.request import GenerationRequest, resolve_request
+    from vidgen_ray.schema import GenerationRecord, Video
     from vidgen_ray.video_io import read_video, write_video
 
 __version__ = "0.1.0"
@@ -46,14 +47,14 @@ _MODULES = {
     "Engine": "vidgen_ray.generation.engine",
     "Generation": "vidgen_ray.generation.clip_engine",
     "GenerationRecord": "vidgen_ray.schema",
-    "GenerationRequest": "vidgen_ray.schema",
+    "GenerationRequest": "vidgen_ray.request",
     "VidgenError": "vidgen_ray.errors",
     "Video": "vidgen_ray.schema",
     "generate_clip": "vidgen_ray.generation.single",
     "judge": "vidgen_ray.generation.verdict",
     "load_config": "vidgen_ray.config",
     "read_video": "vidgen_ray.video_io",
-    "resolve_request": "vidgen_ray.schema",
+    "resolve_request": "vidgen_ray.request",
     "score_video": "vidgen_ray.generation.scoring",
     "write_video": "vidgen_ray.video_io",
 }

@@ -8,14 +8,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from vidgen_ray.config import Dtype, Section
-
-# Importers that still name this module; new code imports from `vidgen_ray.request`.
-from vidgen_ray.request import ID_PATTERN as ID_PATTERN
-from vidgen_ray.request import RESERVED_IDS as RESERVED_IDS
-from vidgen_ray.request import GenerationRequest as GenerationRequest
-from vidgen_ray.request import attempt_seed as attempt_seed
-from vidgen_ray.request import derive_seed as derive_seed
-from vidgen_ray.request import resolve_request as resolve_request
+from vidgen_ray.request import GenerationRequest
 
 Verdict = Literal["accepted", "rejected"]
 Status = Literal["accepted", "needs_review", "failed", "quarantined"]

@@ -27,7 +27,7 @@ from vidgen_ray.generation.image_match import MAX_DB, psnr_db
 from vidgen_ray.generation.scoring import score_video
 from vidgen_ray.generation.verdict import judge
 from vidgen_ray.image_io import read_image
-from vidgen_ray.schema import resolve_request
+from vidgen_ray.request import resolve_request
 
 Frames = NDArray[np.uint8]
 

@@ -14,7 +14,8 @@ from tests.support.tiny_model import LENIENT
 from vidgen_ray.batch.driver import BatchArguments, run_batch
 from vidgen_ray.config import load_config
 from vidgen_ray.errors import ArtifactError, ConfigError, EngineError, RequestError
-from vidgen_ray.schema import BatchSummary, GenerationRecord, RunStatus, attempt_seed
+from vidgen_ray.request import attempt_seed
+from vidgen_ray.schema import BatchSummary, GenerationRecord, RunStatus
 from vidgen_ray.video_io import read_video
 
 STRICT = {"quality.min_temporal_score": 1.0, "quality.max_texture_change": 1e-6}

@@ -23,7 +23,8 @@ from vidgen_ray.generation.comparison import compare
 from vidgen_ray.generation.image_match import psnr_db
 from vidgen_ray.model.checkpoint import open_checkpoint
 from vidgen_ray.model.flops import count_flops
-from vidgen_ray.schema import GenerationRequest, ProjectSummary, resolve_request
+from vidgen_ray.request import GenerationRequest, resolve_request
+from vidgen_ray.schema import ProjectSummary
 
 PROFILES = {"exact": {}, "cached": {"step_cache": 0.9}, "flash": {"attention": "flash3"}}
 

@@ -20,7 +20,8 @@ from vidgen_ray.config import Config, load_config
 from vidgen_ray.errors import ClipCancelled, ClipTimeout, EngineError, RequestError
 from vidgen_ray.generation.engine import Engine
 from vidgen_ray.image_io import read_image
-from vidgen_ray.schema import GenerationRecord, GenerationRequest, resolve_request
+from vidgen_ray.request import GenerationRequest, resolve_request
+from vidgen_ray.schema import GenerationRecord
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -17,7 +17,8 @@ from vidgen_ray.encoding.shards import ClipEntry, EncodedClips, read_entries
 from vidgen_ray.errors import ConfigError, DatasetError
 from vidgen_ray.model.checkpoint import open_checkpoint
 from vidgen_ray.model.encoders import VideoEncoder
-from vidgen_ray.schema import Video, derive_seed
+from vidgen_ray.request import derive_seed
+from vidgen_ray.schema import Video
 from vidgen_ray.video_io import read_span, write_video
 
 SOURCE = {"dataset": "test", "licence": "CC0", "terms": "do as you like"}

@@ -16,6 +16,7 @@ from vidgen_ray.generation.clip_engine import Generation
 from vidgen_ray.generation.commit import commit_or_retry
 from vidgen_ray.generation.scoring import score_video
 from vidgen_ray.image_io import ConditioningImage
+from vidgen_ray.request import resolve_request
 from vidgen_ray.schema import (
     ErrorRecord,
     GenerationRecord,
@@ -23,7 +24,6 @@ from vidgen_ray.schema import (
     StageTimes,
     TemporalScore,
     Video,
-    resolve_request,
 )
 from vidgen_ray.video_io import read_video
 

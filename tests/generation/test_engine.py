@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from vidgen_ray.config import Config, load_config
 from vidgen_ray.errors import ClipCancelled, ClipTimeout, EngineError, RequestError
 from vidgen_ray.generation.engine import Engine
-from vidgen_ray.schema import GenerationRequest, resolve_request
+from vidgen_ray.request import GenerationRequest, resolve_request
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +270,7 @@ import resource
 from vidgen_ray.config import load_config
 from vidgen_ray.errors import OutOfMemory
 from vidgen_ray.generation.engine import Engine
-from vidgen_ray.schema import resolve_request
+from vidgen_ray.request import resolve_request
 config = load_config("nano", {tiny_overrides!r})
 engine = Engine(config)
 fields = dict(id="big", image={str(photo)!r}, prompt="pan", num_inference_steps=1)

@@ -9,7 +9,7 @@ import torch
 from vidgen_ray.config import load_config
 from vidgen_ray.errors import OutOfMemory
 from vidgen_ray.generation.engine import Engine
-from vidgen_ray.schema import resolve_request
+from vidgen_ray.request import resolve_request
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,7 +11,7 @@ from vidgen_ray.errors import ConfigError, EngineError
 from vidgen_ray.generation.content_hash import hash_content
 from vidgen_ray.generation.engine import Engine, Generation
 from vidgen_ray.model.untrained import make_checkpoint
-from vidgen_ray.schema import GenerationRequest, resolve_request
+from vidgen_ray.request import GenerationRequest, resolve_request
 
 PROFILES = {
     "exact": {},

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from vidgen_ray.generation.report import render_report
+from vidgen_ray.request import GenerationRequest
 from vidgen_ray.schema import (
     ArtifactRecord,
     AttemptRecord,
     BatchSummary,
     ErrorRecord,
     GenerationRecord,
-    GenerationRequest,
     ImageRecord,
     ModelRecord,
     StageTimes,

@@ -11,7 +11,7 @@ from vidgen_ray.errors import ConfigError, RequestError
 from vidgen_ray.generation.jobs_file import JobsFile, read_jobs
 from vidgen_ray.generation.templates import expand, load_templates
 from vidgen_ray.model.checkpoint import open_checkpoint
-from vidgen_ray.schema import resolve_request
+from vidgen_ray.request import resolve_request
 
 
 def read(tmp_path: Path, *rows: dict[str, Any], config: Config | None = None) -> JobsFile:

@@ -23,7 +23,7 @@ from vidgen_ray.model.adapters import fuse_lora, load_lora, open_adapter, unfuse
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.model.loading import load_pipeline
 from vidgen_ray.model.lora_file import WEIGHTS_NAME, read_deltas
-from vidgen_ray.schema import GenerationRequest, resolve_request
+from vidgen_ray.request import GenerationRequest, resolve_request
 
 
 @pytest.fixture(scope="module")

@@ -236,7 +236,7 @@ def test_a_folder_with_fp16_weights_alone_loads(folder: Path) -> None:
 
 def test_a_model_without_learned_positions_has_no_one_shape(folder: Path, photo: Path) -> None:
     from vidgen_ray.model.checkpoint import open_checkpoint
-    from vidgen_ray.schema import GenerationRequest
+    from vidgen_ray.request import GenerationRequest
 
     edit(
         folder / "transformer" / "config.json",

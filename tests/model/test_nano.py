@@ -15,7 +15,7 @@ from vidgen_ray.generation.engine import Engine, Generation
 from vidgen_ray.generation.scoring import score_video
 from vidgen_ray.generation.verdict import judge
 from vidgen_ray.model.untrained import SCHEDULE
-from vidgen_ray.schema import resolve_request
+from vidgen_ray.request import resolve_request
 from vidgen_ray.validation.comparison import measure_look
 
 PHOTO = Path(__file__).parents[2] / "data" / "samples" / "bridge.jpg"

@@ -16,7 +16,7 @@ from vidgen_ray.generation.engine import Engine
 from vidgen_ray.model.attention import joint_rotary
 from vidgen_ray.model.denoiser import Denoiser
 from vidgen_ray.model.parallel import RankMesh, join, leave
-from vidgen_ray.schema import resolve_request
+from vidgen_ray.request import resolve_request
 
 CPU = torch.device("cpu")
 

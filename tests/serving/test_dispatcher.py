@@ -18,7 +18,7 @@ from test_jobs import new
 from tests.support.tiny_model import LENIENT
 from vidgen_ray.config import load_config
 from vidgen_ray.generation.commit import AttemptResult
-from vidgen_ray.schema import resolve_request
+from vidgen_ray.request import resolve_request
 from vidgen_ray.serving.arguments import ServingArguments
 from vidgen_ray.serving.deployments.dispatcher import Dispatcher
 from vidgen_ray.serving.deployments.generator import Generator

@@ -15,7 +15,7 @@ from tests.support.tiny_model import LENIENT
 from vidgen_ray.config import load_config
 from vidgen_ray.errors import ConfigError
 from vidgen_ray.generation.attempt import FailedAttempt, GeneratedAttempt
-from vidgen_ray.schema import resolve_request
+from vidgen_ray.request import resolve_request
 from vidgen_ray.serving.arguments import ServingArguments
 from vidgen_ray.serving.deployments import generator as generator_module
 from vidgen_ray.serving.deployments.generator import Generator

@@ -16,7 +16,8 @@ from vidgen_ray.config import Config
 from vidgen_ray.generation.clip_engine import Cancelled, Generation, OnStep, StepCallbacks
 from vidgen_ray.image_io import ConditioningImage, read_image
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
-from vidgen_ray.schema import GenerationRequest, ModelRecord, StageTimes, Video
+from vidgen_ray.request import GenerationRequest
+from vidgen_ray.schema import ModelRecord, StageTimes, Video
 from vidgen_ray.serving import app
 from vidgen_ray.serving.arguments import ServingArguments
 from vidgen_ray.serving.deployments import generator

@@ -14,7 +14,7 @@ from vidgen_ray.generation.content_hash import hash_content
 from vidgen_ray.generation.jobs_file import JobRow, JobsFile, RowProblem
 from vidgen_ray.image_io import read_image
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
-from vidgen_ray.schema import GenerationRequest
+from vidgen_ray.request import GenerationRequest
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,7 @@ from vidgen_ray.errors import ArtifactError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.generation.report import render_report
 from vidgen_ray.provenance import versions
-from vidgen_ray.schema import (
-    BatchSummary,
-    GenerationRecord,
-    RunningClip,
-    RunStatus,
-    StageTimes,
-)
+from vidgen_ray.schema import BatchSummary, GenerationRecord, RunningClip, RunStatus, StageTimes
 
 _POLL_S = 0.5
 _WRITE_S = 1.0

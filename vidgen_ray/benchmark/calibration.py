@@ -13,7 +13,7 @@ from vidgen_ray.generation.image_match import psnr_db
 from vidgen_ray.generation.scoring import score_video
 from vidgen_ray.generation.verdict import judge
 from vidgen_ray.model.device import num_cores
-from vidgen_ray.schema import GenerationRequest
+from vidgen_ray.request import GenerationRequest
 
 _NAME = "candidate"
 

@@ -35,13 +35,8 @@ from vidgen_ray.model.device import (
 from vidgen_ray.model.flops import ClipFlops, count_flops, matrix_rate
 from vidgen_ray.model.stock import load_alternative, load_stock
 from vidgen_ray.provenance import versions
-from vidgen_ray.schema import (
-    BenchmarkReport,
-    BenchmarkRow,
-    GenerationRequest,
-    Spread,
-    StageTimes,
-)
+from vidgen_ray.request import GenerationRequest
+from vidgen_ray.schema import BenchmarkReport, BenchmarkRow, Spread, StageTimes
 
 BASELINE = "baseline"
 

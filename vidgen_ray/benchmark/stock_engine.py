@@ -14,7 +14,8 @@ from vidgen_ray.image_io import ConditioningImage, read_image
 from vidgen_ray.model.checkpoint import Checkpoint
 from vidgen_ray.model.device import describe_device
 from vidgen_ray.model.stock import call_stock
-from vidgen_ray.schema import GenerationRequest, ModelRecord, StageTimes, Video
+from vidgen_ray.request import GenerationRequest
+from vidgen_ray.schema import ModelRecord, StageTimes, Video
 
 _STAGES = {
     "encode_prompt": "text_s",

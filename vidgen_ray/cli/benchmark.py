@@ -15,7 +15,8 @@ from vidgen_ray.errors import ArtifactError, ConfigError, RequestError
 
 if TYPE_CHECKING:  # numpy and torch would slow down every `vidgen --help`
     from vidgen_ray.generation.clip_engine import Generation
-    from vidgen_ray.schema import BenchmarkReport, GenerationRequest, ProjectSummary
+    from vidgen_ray.request import GenerationRequest
+    from vidgen_ray.schema import BenchmarkReport, ProjectSummary
 
 _console = Console()
 
@@ -197,7 +198,7 @@ def _read_summary(path: Path) -> "ProjectSummary | None":
 
 
 def _resolve(fields: dict[str, Any], config: Config) -> "GenerationRequest":
-    from vidgen_ray.schema import resolve_request
+    from vidgen_ray.request import resolve_request
 
     try:
         return resolve_request({**fields, "mode": "baseline", "profile": None}, config)

@@ -43,7 +43,7 @@ from vidgen_ray.generation.clip_engine import (
 from vidgen_ray.generation.engine import Engine
 from vidgen_ray.image_io import ConditioningImage, read_image
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
-from vidgen_ray.schema import GenerationRequest
+from vidgen_ray.request import GenerationRequest
 
 _PREFIX = "vidgen-ranks"
 _POLL_S = 0.2

@@ -31,7 +31,8 @@ from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.image_io import fit_pixels, read_image
 from vidgen_ray.model.checkpoint import open_checkpoint
 from vidgen_ray.model.device import choose_device, is_out_of_memory, use_cpu
-from vidgen_ray.schema import Clip, derive_seed
+from vidgen_ray.request import derive_seed
+from vidgen_ray.schema import Clip
 from vidgen_ray.video_io import check_span, read_span
 
 if TYPE_CHECKING:  # diffusers takes seconds, and workers that only read clips do without it

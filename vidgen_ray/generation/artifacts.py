@@ -21,7 +21,8 @@ from pydantic import ValidationError
 
 from vidgen_ray.addresses import atomic_path, one_line
 from vidgen_ray.errors import ArtifactError, VidgenError
-from vidgen_ray.schema import RESERVED_IDS, ArtifactRecord, GenerationRecord, Video
+from vidgen_ray.request import RESERVED_IDS
+from vidgen_ray.schema import ArtifactRecord, GenerationRecord, Video
 from vidgen_ray.video_io import write_video
 
 DISCLOSURE = "Synthetic media: generated from one image by an AI model (vidgen-ray)."

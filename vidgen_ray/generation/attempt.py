@@ -14,14 +14,8 @@ from vidgen_ray.generation.scoring import score_video
 from vidgen_ray.generation.verdict import judge
 from vidgen_ray.image_io import ConditioningImage, read_image
 from vidgen_ray.provenance import versions
-from vidgen_ray.schema import (
-    ErrorRecord,
-    GenerationRecord,
-    GenerationRequest,
-    ImageRecord,
-    TemporalScore,
-    attempt_seed,
-)
+from vidgen_ray.request import GenerationRequest, attempt_seed
+from vidgen_ray.schema import ErrorRecord, GenerationRecord, ImageRecord, TemporalScore
 
 if TYPE_CHECKING:
     from vidgen_ray.model.checkpoint import Checkpoint

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from vidgen_ray.errors import ClipCancelled, ClipTimeout
 from vidgen_ray.image_io import ConditioningImage
-from vidgen_ray.schema import AdapterRecord, GenerationRequest, ModelRecord, StageTimes, Video
+from vidgen_ray.request import GenerationRequest
+from vidgen_ray.schema import AdapterRecord, ModelRecord, StageTimes, Video
 
 if TYPE_CHECKING:  # imports torch, which scoring workers do without
     import torch

@@ -6,7 +6,7 @@ import json
 from vidgen_ray.config import Config, Profile
 from vidgen_ray.errors import RequestError
 from vidgen_ray.model.checkpoint import Checkpoint
-from vidgen_ray.schema import GenerationRequest
+from vidgen_ray.request import GenerationRequest
 
 _CHANGE_PIXELS = {"attention", "compile", "fuse_vae", "linears", "step_cache"}
 

@@ -37,13 +37,8 @@ from vidgen_ray.model.device import (
 from vidgen_ray.model.loading import load_pipeline
 from vidgen_ray.model.parallel import RankMesh
 from vidgen_ray.model.positions import positions_for
-from vidgen_ray.schema import (
-    AdapterRecord,
-    GenerationRequest,
-    ModelRecord,
-    StageTimes,
-    Video,
-)
+from vidgen_ray.request import GenerationRequest
+from vidgen_ray.schema import AdapterRecord, ModelRecord, StageTimes, Video
 
 if TYPE_CHECKING:
     from vidgen_ray.model.loading import Pipeline

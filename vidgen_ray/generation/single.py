@@ -16,7 +16,8 @@ from vidgen_ray.generation.attempt import Attempt, generate, prepare, score, wit
 from vidgen_ray.generation.clip_engine import OnStep
 from vidgen_ray.generation.commit import commit_or_retry
 from vidgen_ray.model.checkpoint import open_checkpoint
-from vidgen_ray.schema import GenerationRecord, resolve_request
+from vidgen_ray.request import resolve_request
+from vidgen_ray.schema import GenerationRecord
 
 
 def generate_clip(

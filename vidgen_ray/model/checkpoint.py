@@ -24,7 +24,7 @@ from vidgen_ray.model.weights import (
     hash_strings,
     read_json,
 )
-from vidgen_ray.schema import GenerationRequest
+from vidgen_ray.request import GenerationRequest
 
 if TYPE_CHECKING:
     import torch

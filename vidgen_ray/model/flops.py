@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidgen_ray.model.checkpoint import Checkpoint
-from vidgen_ray.schema import GenerationRequest
+from vidgen_ray.request import GenerationRequest
 
 _RATE_SIZE = {"cuda": 8192, "cpu": 1024}
 _RATE_REPEATS = {"cuda": 50, "cpu": 5}

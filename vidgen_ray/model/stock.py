@@ -15,7 +15,7 @@ from vidgen_ray.errors import ConfigError, EngineError
 from vidgen_ray.model.checkpoint import Checkpoint
 from vidgen_ray.model.loading import load_pipeline
 from vidgen_ray.model.quiet import quiet
-from vidgen_ray.schema import GenerationRequest
+from vidgen_ray.request import GenerationRequest
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,8 @@ import numpy as np
 
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.schema import (
-    GenerationRecord,
-    GenerationRequest,
-    Look,
-    ValidatedPrompt,
-    Validation,
-)
+from vidgen_ray.request import GenerationRequest
+from vidgen_ray.schema import GenerationRecord, Look, ValidatedPrompt, Validation
 from vidgen_ray.validation.prompts import ValidationPrompts, arm_of
 from vidgen_ray.video_io import read_video
 

@@ -13,9 +13,7 @@ from vidgen_ray.config import Config, LoRA
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.jobs_file import JobRow, JobsFile, check_rows
 from vidgen_ray.generation.jobs_rows import RawRow
-from vidgen_ray.schema import (
-    GenerationRequest,
-)
+from vidgen_ray.request import GenerationRequest
 
 MAX_PROMPTS_BYTES = 10_000_000
 

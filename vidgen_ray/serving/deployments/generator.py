@@ -20,7 +20,7 @@ from vidgen_ray.generation.attempt import (
     with_content_hash,
 )
 from vidgen_ray.image_io import ConditioningImage
-from vidgen_ray.schema import GenerationRequest
+from vidgen_ray.request import GenerationRequest
 from vidgen_ray.serving.arguments import ServingArguments
 from vidgen_ray.serving.deployments.priority import lower_priority
 from vidgen_ray.serving.deployments.tasks import ClipTask, GeneratorResult

@@ -9,7 +9,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from ray.serve.handle import DeploymentHandle
 
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.schema import ID_PATTERN
+from vidgen_ray.request import ID_PATTERN
 from vidgen_ray.serving.arguments import ServingArguments
 from vidgen_ray.serving.http.cluster_metrics import MetricsPage
 from vidgen_ray.serving.http.create_job import JobCreator
