@@ -222,7 +222,10 @@ class Dispatcher:
         """Find out whether clips can be kept, and report what this process does."""
         while True:
             self._probe_now.clear()
-            found = await self._storage.problems(self._background.report())
+            report = self._background.report()
+            if self._storage_problems:
+                report["dispatch"] = f"paused: {', '.join(self._storage_problems)}"
+            found = await self._storage.problems(report)
             if found.keys() != self._storage_problems.keys():
                 logger.warning("dispatch %s", "paused" if found else "resumed", extra=found)
             self._storage_problems = found
