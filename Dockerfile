@@ -50,7 +50,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/cache/huggingface \
     RAY_USAGE_STATS_ENABLED=0 \
-    VIDGEN_API_KEYS_FILE=/app/keys.yaml
+    VIDGEN_API_KEYS_FILE=/app/keys.yaml \
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=vidgen_ray.serving.http.proxy.middlewares
 USER 1000
 VOLUME ["/app/outputs", "/app/loras", "/cache"]
 EXPOSE 8000
@@ -58,4 +59,4 @@ EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=10s --start-period=30m --retries=4 \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=8)"]
 ENTRYPOINT ["/usr/bin/tini", "--"]
-CMD ["serve", "run", "serve_config.yaml"]
+CMD ["vidgen", "serve", "serve_config.yaml"]

@@ -4,6 +4,7 @@
 # make test   the quick tests      make check   all that CI runs: lint, more tests
 # make check-all   with the slow tests and those that kill processes, 30 minutes
 # make soak   half an hour of mixed load with faults; MINUTES=5 for less
+# make clean  remove the environment, builds and caches, never outputs/
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,7 +28,7 @@ train-demo: setup
 	$(BIN)/vidgen train --latents $(DEMO)/latents --output $(DEMO)/lora --config training/lora_nano --num-workers 0
 	$(BIN)/vidgen validate --lora $(DEMO)/lora/adapter_final --prompts validation_demo --output $(DEMO)/validation --config training/lora_nano
 
-# The clips that README.md shows, made anew.
+# Regenerate the clips that README.md shows.
 examples: setup
 	rm -rf outputs/examples
 	$(BIN)/vidgen batch data/samples/jobs.jsonl --config nano --output outputs/examples
@@ -63,5 +64,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt scripts/setup.sh
 	@PYTHON=$(PYTHON) VENV=$(VENV) scripts/setup.sh ".[dev]"
 	@touch $(VENV)/.installed $@
 
+# Only what builds made; outputs/ belongs to the user.
 clean:
-	rm -rf $(VENV) outputs build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -not -path "./outputs/*" -prune -exec rm -rf {} +

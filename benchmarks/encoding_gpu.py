@@ -26,7 +26,8 @@ from rich.console import Console
 
 from vidgen_ray.config import Config, load_config
 from vidgen_ray.datasets.metadata import write_metadata
-from vidgen_ray.encoding.driver import EncodingArguments, EncodingSummary, run_encoding
+from vidgen_ray.encoding.driver import EncodingArguments, run_encoding
+from vidgen_ray.encoding.result import EncodingSummary
 from vidgen_ray.model.checkpoint import open_checkpoint
 from vidgen_ray.model.device import choose_device, num_cores
 from vidgen_ray.model.encoders import PromptEncoder, VideoEncoder

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from benchmarks.local_cluster import LocalCluster
+from tests.support.local_cluster import LocalCluster
 
 _EVERY_S = 5.0
 _WARM_UP_S = 60.0  # weights, caches and pools come first

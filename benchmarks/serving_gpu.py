@@ -30,7 +30,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 RAY_FOLDER = f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray"
 FULL = {"num_frames": 49, "height": 480, "width": 720}
-IMAGE = ROOT / "data" / "samples" / "sample_image_1.png"
+IMAGE = ROOT / "data" / "samples" / "brandenburg-gate.jpg"
 SPANS = (
     (
         "a clip in its Generator",
@@ -135,7 +135,7 @@ def serve_config(options: argparse.Namespace, folder: Path) -> Path:
     if options.size == "tiny":
         settings |= {"generation.num_frames": 9, "generation.height": 64, "generation.width": 96}
     if options.size == "paused":
-        app["import_path"] = "benchmarks.paused_model:build_app"
+        app["import_path"] = "tests.support.paused_model:build_app"
         app["args"]["config"] = "nano"
         settings = {f"generation.{name}": value for name, value in FULL.items()}
         settings |= {"generation.allow_untrained_shape": True, "quality.max_attempts": 1}
@@ -158,7 +158,7 @@ def create(url: str, steps: int) -> str:
     """The id of a new job."""
     import base64
 
-    image = "data:image/png;base64," + base64.b64encode(IMAGE.read_bytes()).decode()
+    image = "data:image/jpeg;base64," + base64.b64encode(IMAGE.read_bytes()).decode()
     body = {"prompt": "slow push in", "num_inference_steps": steps, "seed": 7}
     job = ask(f"{url}/v1/videos", "POST", {**body, "input_reference": {"image_url": image}})
     return str(job["id"])

@@ -68,7 +68,7 @@ def percentile(values: list[float], share: int) -> float:
 def form(image: bytes, steps: int) -> aiohttp.FormData:
     """A create request."""
     data = aiohttp.FormData({"prompt": "slow push in", "num_inference_steps": str(steps)})
-    data.add_field("input_reference", image, filename="image.png", content_type="image/png")
+    data.add_field("input_reference", image, filename="image.jpg", content_type="image/jpeg")
     return data
 
 

@@ -1,6 +1,6 @@
 """Where a clip's seconds go on one GPU, and what each option of the profiles gives and costs.
 
-    python benchmarks/speed_gpu.py --output OUT [--only kernels,profiles] [--num-steps 6]
+    python benchmarks/speed_gpu.py --output OUT [--only profiles,vae] [--num-steps 6]
 
 Needs no hub: weights of the full size are made on the device. Each part runs in a process of its
 own within `--limit-s`, so that one that fails or hangs is reported and the others go on. Prints a
@@ -30,18 +30,15 @@ from PIL import Image
 from vidgen_ray.benchmark.page import page, plot, table
 from vidgen_ray.benchmark.runner import run_benchmark
 from vidgen_ray.config import Config, Profile, load_config
-from vidgen_ray.generation.comparison import psnr_db
 from vidgen_ray.generation.engine import Engine
+from vidgen_ray.generation.image_match import psnr_db
 from vidgen_ray.model import denoiser
-from vidgen_ray.model.attention import JointAttention, joint_rotary
-from vidgen_ray.model.attention_kernels import attention_kernel, choose_attention
 from vidgen_ray.model.checkpoint import load_pipeline, open_checkpoint
 from vidgen_ray.model.decoder import fuse_decoder
-from vidgen_ray.model.flops import count_flops, matrix_rate
+from vidgen_ray.model.flops import count_flops
 from vidgen_ray.model.parallel import join, leave
-from vidgen_ray.model.quantization import FLOAT8, EightBitLinear, quantize_linears
 from vidgen_ray.model.step_cache import AllReduce, StepCache
-from vidgen_ray.model.untrained import ARCHITECTURES, make_checkpoint
+from vidgen_ray.model.untrained import make_checkpoint
 from vidgen_ray.schema import BenchmarkRow, GenerationRequest, resolve_request
 
 Figures = dict[str, Any]
@@ -93,112 +90,6 @@ PLACEMENTS: dict[str, dict[str, object]] = {
     "group tiled": {"offload": "group", "vae_tiling": True},
     "group tiled fp8 weights": {"offload": "group", "vae_tiling": True, "linears": "fp8_weights"},
 }
-
-
-def kernels(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
-    """Attention, linear layers and one block, each beside the others at the clip's own shapes."""
-    shape = ARCHITECTURES[arguments.architecture].transformer
-    heads, head_dim = shape["num_attention_heads"], shape["attention_head_dim"]
-    num_text = shape["max_text_seq_length"]
-    num_latent_frames = (shape["sample_frames"] - 1) // 4 + 1
-    num_video = num_latent_frames * shape["sample_height"] * shape["sample_width"] // 4
-    tokens, width = num_text + num_video, heads * head_dim
-    figures: Figures = {"tokens": tokens, "width": width}
-    rate = matrix_rate(DEVICE, DTYPE)
-    figures["matrix_tflop_per_s"] = rate / 1e12
-    say(f"matrix product {rate / 1e12:.4g} TFLOP/s")
-
-    inputs = torch.randn(3, 2, tokens, heads, head_dim, device=DEVICE, dtype=DTYPE).unbind(0)
-    few = [tensor[:, :, :2].contiguous() for tensor in inputs]
-    expected = attention_kernel("native")(*(tensor.float() for tensor in few))
-    attention_flop = 4 * 2 * tokens**2 * width
-    for name in ("native", "cudnn", "flash3", "flash3_fp8"):
-        try:
-            choose_attention(name, DEVICE, "bfloat16")  # type: ignore[arg-type]
-            kernel = attention_kernel(name)  # type: ignore[arg-type]
-            error = float((kernel(*few).float() - expected).norm() / expected.norm())
-            milliseconds = _time(partial(kernel, *inputs))
-        except Exception as problem:
-            say(f"attention {name}: {_first_line(problem)}")
-            figures[f"attention {name}"] = {"error": _first_line(problem)}
-            continue
-        rated = attention_flop / milliseconds / 1e9
-        say(f"attention {name}: {milliseconds:.2f} ms, {rated:.0f} TFLOP/s, error {error:.4f}")
-        figures[f"attention {name}"] = {"ms": milliseconds, "tflop_per_s": rated, "error": error}
-    del inputs, few, expected
-
-    for rows, columns in ((width, width), (width, 4 * width), (4 * width, width)):
-        linear = torch.nn.Linear(rows, columns, device=DEVICE, dtype=DTYPE)
-        rows_in = torch.randn(2, tokens, rows, device=DEVICE, dtype=DTYPE)
-        fp8, int8 = (EightBitLinear(linear, storage) for storage in (FLOAT8, torch.int8))
-        plain = linear(rows_in)
-        calls: dict[str, Callable[..., torch.Tensor]] = {"bf16": linear, "fp8": fp8, "int8": int8}
-        calls["fp8 compiled"] = torch.compile(fp8, dynamic=False)
-        calls["int8 compiled"] = torch.compile(int8, dynamic=False)
-        for name, call in calls.items():
-            label = f"linear {rows}x{columns} {name}"
-            try:
-                error = float((call(rows_in) - plain).float().norm() / plain.float().norm())
-                milliseconds = _time(partial(call, rows_in))
-            except Exception as problem:
-                say(f"{label}: {_first_line(problem)}")
-                figures[label] = {"error": _first_line(problem)}
-                continue
-            rated = 2 * 2 * tokens * rows * columns / milliseconds / 1e9
-            say(f"{label}: {milliseconds:.3f} ms, {rated:.0f} TFLOP/s, error {error:.4f}")
-            figures[label] = {"ms": milliseconds, "tflop_per_s": rated, "error": error}
-    figures |= _blocks(arguments, tokens, num_text, say)
-    return figures
-
-
-def _blocks(
-    arguments: argparse.Namespace, tokens: int, num_text: int, say: Callable[[str], None]
-) -> Figures:
-    from diffusers import CogVideoXTransformer3DModel
-
-    shape = {**ARCHITECTURES[arguments.architecture].transformer, "num_layers": 1}
-    with DEVICE:
-        transformer = CogVideoXTransformer3DModel(**shape).to(DTYPE).eval()
-    width = shape["num_attention_heads"] * shape["attention_head_dim"]
-    video = torch.randn(2, tokens - num_text, width, device=DEVICE, dtype=DTYPE)
-    text = torch.randn(2, num_text, width, device=DEVICE, dtype=DTYPE)
-    embedding = torch.randn(2, shape["time_embed_dim"], device=DEVICE, dtype=DTYPE)
-    angles = torch.rand(tokens - num_text, shape["attention_head_dim"], device=DEVICE)
-    rotary = (angles.cos(), angles.sin())
-    block = transformer.transformer_blocks[0]
-    figures: Figures = {}
-
-    def measure(label: str, positions: Any) -> None:
-        try:
-            begun = time.perf_counter()
-            block(video, text, embedding, positions)
-            _wait()
-            first_s = time.perf_counter() - begun
-            milliseconds = _time(lambda: block(video, text, embedding, positions))
-        except Exception as problem:
-            say(f"block {label}: {_first_line(problem)}")
-            figures[f"block {label}"] = {"error": _first_line(problem)}
-            return
-        say(f"block {label}: {milliseconds:.2f} ms, first call {first_s:.1f} s")
-        figures[f"block {label}"] = {"ms": milliseconds, "first_call_s": first_s}
-
-    measure("diffusers", rotary)
-    joint = joint_rotary(rotary, num_text)
-    names = [choose_attention("auto", DEVICE, "bfloat16")[0]]
-    names += ["flash3_fp8"] if names[0] == "flash3" else []
-    for name in names:
-        block.attn1.set_processor(JointAttention(name))
-        block._compiled_call_impl = None
-        measure(f"{name}", joint)
-        block.compile(fullgraph=True, dynamic=False)
-        measure(f"{name}, compiled", joint)
-    quantize_linears(transformer, "fp8")
-    for name in names:
-        torch._dynamo.reset()
-        block.attn1.set_processor(JointAttention(name))
-        block.compile(fullgraph=True, dynamic=False)
-        measure(f"{name}, fp8 linears, compiled", joint)
-    return figures
 
 
 def vae(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
@@ -503,7 +394,6 @@ class CountedCache(StepCache):
 
 
 PARTS = {
-    "kernels": kernels,
     "profiles": profiles,
     "vae": vae,
     "startup": startup,

@@ -25,8 +25,9 @@ from vidgen_ray.encoding.driver import encoding_settings
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.model.lora import architecture_of
 from vidgen_ray.schema import ClipSource
-from vidgen_ray.training.driver import TrainingArguments, run_training
-from vidgen_ray.training.estimate import Architecture, step_flop
+from vidgen_ray.training.driver import run_training
+from vidgen_ray.training.estimate import TransformerShape, step_flop
+from vidgen_ray.training.run import TrainingArguments
 from vidgen_ray.training.worker import device_facts
 
 NUM_WARM_UP = 4  # steps that are not counted: allocation, tuning, compilation
@@ -88,7 +89,7 @@ def measure(config: Config, output: Path, num_workers: int) -> dict[str, float]:
     rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
     counted = rows[NUM_WARM_UP:]
     step_s = statistics.median(float(row["step_s"]) for row in counted)
-    architecture = Architecture(**architecture_of(checkpoint, config.training, *shape))
+    architecture = TransformerShape(**architecture_of(checkpoint, config.training, *shape))
     hardware = sum(step_flop(architecture, config.training))
     plain = config.training.model_copy(update={"gradient_checkpointing": "none"})
     rate = device_facts(config, 1).matmul_flops

@@ -4,6 +4,7 @@ ray job submit --entrypoint-num-gpus 1 --working-dir . -- python jobs/benchmark.
 s3://desk/photo.jpg --prompt "Slow push in" --csv /shared/benchmarks.csv --summary /shared/ps.json
 """
 
+import check_python  # noqa: F401 (before what it looks for)
 import typer
 
 from vidgen_ray.cli import run_and_exit

@@ -3,6 +3,7 @@
 ray job submit --working-dir . -- python jobs/train.py --latents s3://desk/l --output s3://desk/lora
 """
 
+import check_python  # noqa: F401 (before what it looks for)
 import typer
 
 from vidgen_ray.cli import run_and_exit

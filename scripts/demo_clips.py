@@ -1,7 +1,8 @@
 """A folder of clips to train on: python -m scripts.demo_clips FOLDER [--num-clips 6]
 
-The sample images seen by a moving camera, while the colour drains out of the picture as in archive
-footage. That look is what an adapter is to learn; the moves the embedded model knows.
+The sample photographs, except the harbour, which is black and white, seen by a moving camera while
+the colour drains out of the picture as in archive footage. An adapter is to learn that look; the
+embedded model already knows the moves.
 """
 
 import argparse
@@ -21,11 +22,11 @@ SAMPLES = Path(__file__).parents[1] / "data" / "samples"
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 160, 240, 49, 8
 TRIGGER = "archive footage"
 SCENES = (
-    ("sample_image_1.png", "press briefing"),
-    ("sample_image_2.png", "market desk"),
-    ("sample_image_3.png", "city hall at dusk"),
-    ("sample_image_4.png", "rainy street"),
-    ("sample_image_5.jpg", "harbour in fog"),
+    ("brandenburg-gate.jpg", "city gate at dusk"),
+    ("minaret.jpg", "minaret behind an arch"),
+    ("bridge.jpg", "bridge at night"),
+    ("statue.jpg", "statue on its pedestal"),
+    ("launch-pad.jpg", "launch pad by the sea"),
 )
 # As many as have no factor in common with the scenes, so that forty clips are forty pairs.
 PHRASES = {
@@ -38,7 +39,9 @@ PHRASES = {
     "orbit_left": "the camera orbits left",
     "orbit_right": "the camera orbits right",
 }
-SOURCE = ClipSource(dataset="demo", licence="own work", terms="drawn by this project")
+SOURCE = ClipSource(
+    dataset="demo", licence="public domain or CC0", terms="vidgen_ray/samples/CREDITS.md"
+)
 
 
 def main() -> None:

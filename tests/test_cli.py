@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -68,6 +69,51 @@ def test_generate_makes_one_recorded_clip_and_overwrites_only_when_told(
     before = clip.read_bytes()
     assert vidgen(*words, "--overwrite").returncode == made.returncode
     assert clip.read_bytes() == before
+
+
+def test_generate_prints_score_stage_times_and_vram(
+    tmp_path: Path, photo: Path, sets: list[str]
+) -> None:
+    clip = tmp_path / "clip.mp4"
+    words = ["generate", "--image", photo, "--template", "sport", "--output", clip, *sets]
+    fields = '{"place": "a rink", "action": "a goal"}'
+    words += ["--fields", fields, "--metadata", '{"desk": "sports"}', "--config", "nano"]
+    made = vidgen(*words, "--fps", "4", "--lora", "archive-footage")
+    assert made.returncode == 2  # an adapter of another model
+    made = vidgen(*words, "--fps", "4")
+    assert made.returncode in {0, 3}, made.stderr
+    printed = " ".join(made.stdout.split())
+    assert "temporal score 0." in printed
+    for stage in ("load", "text", "image encode", "denoise", "decode", "score", "save"):
+        assert re.search(rf"\b{stage} \d+\.\d\b", printed), printed
+    assert "peak VRAM: " in printed
+    record = GenerationRecord.model_validate_json((tmp_path / "clip.json").read_text())
+    assert record.request is not None
+    assert record.request.fps == 4
+    assert record.request.prompt.startswith("Sport at a rink: a goal;")
+    assert record.request.metadata["desk"] == "sports"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt", "p"], "image: required, but missing"),
+        (["--image", "a.png"], "prompt: required, but missing"),
+        (["--lora-scale", "0.5"], "--lora-scale: needs --lora"),
+        (["--fps", "900"], "generation.fps: input should be less than or equal to 60, got 900"),
+        (["--metadata", "x"], "--metadata: must be a JSON object, got 'x'"),
+        (
+            ["--image", "a", "--prompt", "p", "--negative-prompt", "fog"],
+            "has no effect at guidance",
+        ),
+        (["--fields", "{}"], "fields: needs a template"),
+    ],
+)
+def test_generate_names_what_is_wrong(words: list[str], message: str, tmp_path: Path) -> None:
+    done = vidgen("generate", "--config", "nano", "--output", tmp_path / "a.mp4", *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_score_prints_json_lines_and_names_what_it_cannot_read(tmp_path: Path) -> None:
@@ -145,7 +191,7 @@ def test_dataset_import_says_what_it_wrote_and_under_which_terms(tmp_path: Path)
     done = vidgen(*words, "--category", "news", "--limit", "1")
     assert done.returncode == 0, done.stderr
     assert "licence: none stated; research use" in done.stdout
-    assert "1 rows of 1 clips" in done.stdout
+    assert "1 row of 1 clip" in done.stdout
     assert "metadata.to_fetch.csv lists them" in done.stdout
     assert len(output.read_text().splitlines()) == 1
     wrong = vidgen(*words, "--category", "opera")

@@ -38,6 +38,12 @@ def test_the_5b_is_pinned_to_a_commit_and_another_checkpoint_is_not() -> None:
     assert load_config("cogvideox_5b_i2v", pinned).model.revision == "v2"
 
 
+def test_encoding_and_training_use_the_commit_that_generation_does() -> None:
+    model, training = (load_config(n).model for n in ("cogvideox_5b_i2v", "training/lora_default"))
+    assert (training.checkpoint, training.revision) == (model.checkpoint, model.revision)
+    assert load_config("training/lora_nano").model.revision is None
+
+
 def test_all_wrong_keys_are_named_at_once(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("model: {dtyp: float16}\nbatch: {min_workers: 0}\nqualty: {}\n")

@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 
+from tests.datasets.scenes import make_disc, write_coded
 from vidgen_ray.errors import RequestError
 from vidgen_ray.image_io import fit_pixels
 from vidgen_ray.schema import Video
@@ -39,6 +40,43 @@ def test_the_frame_on_screen_is_taken_at_each_moment(counting: Path) -> None:
     assert _levels(video) == [15 * n for n in range(9)]
     later = read_span(counting, num_frames=5, fps=8, start_s=1.25)
     assert _levels(later) == [5 * 30 + 15 * n for n in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "sar"),
+    [
+        ("pal_wide.mp4", "libx264", Fraction(64, 45)),
+        ("pal.mpg", "mpeg2video", Fraction(16, 15)),
+        ("ntsc.mkv", "libx264", Fraction(10, 11)),
+        ("hdv.mov", "libx264", Fraction(4, 3)),
+        ("mpeg4.avi", "mpeg4", Fraction(40, 33)),
+    ],
+)
+def test_a_disc_of_non_square_pixels_is_read_round(
+    name: str, codec: str, sar: Fraction, tmp_path: Path
+) -> None:
+    write_coded(tmp_path / name, make_disc(30), sample_aspect_ratio=sar, codec=codec)
+    for video in (
+        read_span(tmp_path / name, num_frames=5, fps=8),
+        read_video(tmp_path / name, max_frames=5),
+    ):
+        assert video.frames.shape[1] == 288
+        assert abs(video.frames.shape[2] - 512) <= 2
+        rows, columns = np.nonzero(video.frames[0].mean(-1) > 150)
+        assert np.ptp(columns) == pytest.approx(np.ptp(rows), abs=3)
+
+
+def test_a_rotated_file_of_non_square_pixels_is_upright_and_round(tmp_path: Path) -> None:
+    path = tmp_path / "turned.mp4"
+    write_coded(path, make_disc(8), sample_aspect_ratio=Fraction(4, 3), rotation=90)
+    assert read_video(path).frames.shape[1:3] == (512, 288)
+
+
+def test_an_absurd_pixel_aspect_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "absurd.mp4"
+    write_coded(path, make_disc(8), sample_aspect_ratio=Fraction(5))
+    with pytest.raises(RequestError, match=r"sample aspect ratio is 5.*square pixels"):
+        read_video(path)
 
 
 def test_a_slower_source_repeats_its_frames(counting: Path) -> None:

@@ -1,10 +1,12 @@
-"""Bytes from a path or any fsspec address, and one clear error where there are none."""
+"""Read and join local paths and fsspec addresses, with one clear error for each failure."""
 
 import os
 import posixpath
 import re
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -12,6 +14,7 @@ import fsspec
 from vidgen_ray.errors import RequestError
 
 _HOSTLESS = {"file", "local", "memory", "zip", "tar"}
+_JOB_FOLDER = "runtime_resources"  # where Ray unpacks the working directory of a job
 
 
 def read_address(
@@ -34,13 +37,13 @@ def read_address(
 
 @contextmanager
 def readable(address: str, field: str) -> Iterator[None]:
-    """Turn whatever a filesystem raises into a RequestError."""
+    """Turn any exception of a filesystem into a RequestError that names `field` and `address`."""
     try:
         yield
     except RequestError:
         raise
     except FileNotFoundError as error:
-        raise RequestError(f"{field}: no such file: {address!r}; mend the address") from error
+        raise RequestError(f"{field}: {missing_file(address)}") from error
     except PermissionError as error:
         raise RequestError(
             f"{field}: must be readable, got {address!r} without permission to read it; "
@@ -48,12 +51,12 @@ def readable(address: str, field: str) -> Iterator[None]:
         ) from error
     except Exception as error:  # every fsspec backend has errors of its own
         raise RequestError(
-            f"{field}: cannot be read: {address!r}: {one_line(error)}; mend the address"
+            f"{field}: cannot be read: {address!r}: {one_line(error)}; correct the address"
         ) from error
 
 
 def locate(address: str, field: str) -> tuple[Any, str, int | None]:
-    """The fsspec filesystem, the path in it and the size in bytes where it tells."""
+    """The fsspec filesystem, the path in it, and the size in bytes if it is reported."""
     filesystem, path = fsspec.core.url_to_fs(address)
     info = filesystem.info(path)
     if info.get("type") == "directory":
@@ -71,25 +74,57 @@ def too_large(field: str, max_bytes: int, got: str, name: str) -> RequestError:
 
 
 def one_line(error: BaseException) -> str:
-    """An error of a library, fit to stand inside one of ours."""
+    """A library's error as one line, to quote in a message of ours."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def missing_file(address: str) -> str:
+    """The message for a file that does not exist; in a Ray job it explains `.gitignore`."""
+    message = f"no such file: {address!r}; correct the address"
+    path = os.path.abspath(os.path.expanduser(address)) if "://" not in address else ""
+    if _JOB_FOLDER not in Path(path).parts:
+        return message
+    return (
+        f"{message}. `ray job submit --working-dir` does not upload files that .gitignore or "
+        ".rayignore excludes: remove it there, or use an address that every node can read"
+    )
+
+
+@contextmanager
+def atomic_path(target: Path, staging: Path | None = None) -> Iterator[Path]:
+    """A temporary path that is renamed to `target` if the context ends without an error.
+
+    It lies in the folder `staging`, on the same disk, by default beside `target`. Otherwise it is
+    removed, so that `target` exists whole or not at all.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.parent if staging is None else staging
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{target.stem}.{uuid.uuid4().hex[:8]}.partial{target.suffix}"
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def join(folder: str, path: str) -> str:
-    """`path` counted from `folder`, unless it is absolute, in a home folder or a URL."""
+    """`path` relative to `folder`, unless it is absolute, in a home folder or a URL."""
     if not path or "://" in path or path.startswith("~") or os.path.isabs(path):
         return path
     if "://" not in folder:
         return os.path.join(folder, path)
     before, scheme, rest, after = _split(folder)
-    # The name of a bucket or server comes first, and is no folder to leave.
+    # The bucket or server name comes first; `..` must not climb above it.
     host, _, inner = ("", "", rest) if scheme in _HOSTLESS else rest.partition("/")
     inner = posixpath.normpath(posixpath.join(f"/{inner}" if host else inner, path))
     return f"{before}{scheme}://{host}{inner}{after}"
 
 
 def folder_of(address: str) -> str:
-    """The folder of a file, absolute, because workers have another working directory."""
+    """The absolute folder of a file: workers run in another working directory."""
     if "://" not in address:
         return os.path.dirname(os.path.abspath(os.path.expanduser(address)))
     before, scheme, rest, after = _split(address)
@@ -98,9 +133,9 @@ def folder_of(address: str) -> str:
 
 
 def _split(address: str) -> tuple[str, str, str, str]:
-    """What comes before, the scheme and the path of the first link of a chain, what comes after.
+    """Split a chained address around its first link with a scheme: before, scheme, path, after.
 
-    fsspec joins links with `::`: `zip://jobs.csv::s3://bucket/a.zip`, `simplecache::s3://bucket/a`.
+    fsspec chains with `::`: `zip://jobs.csv::s3://bucket/a.zip`, `simplecache::s3://bucket/a`.
     """
     links = address.split("::")
     index = next(index for index, link in enumerate(links) if "://" in link)
@@ -110,7 +145,7 @@ def _split(address: str) -> tuple[str, str, str, str]:
 
 
 def without_query(address: str) -> str:
-    """The path as far as its suffix tells the format: a signed URL goes on after it."""
+    """The address without the query of a signed URL, so that it ends in the file's suffix."""
     if "://" not in address:
         return address
     _, scheme, rest, _ = _split(address)

@@ -1,19 +1,18 @@
-"""The one configuration tree: what a YAML file under `configs/` may say, and its defaults.
+"""The configuration tree that the YAML files under `configs/` fill, with its defaults.
 
-A file lists only its differences from the defaults here. Precedence, weakest first: default,
-configuration file, profile, command line, request field.
+A file lists only what differs from the defaults. Precedence, lowest first: default, configuration
+file, profile, command line, request field.
 """
 
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -25,18 +24,21 @@ from vidgen_ray.errors import ConfigError
 
 Mode = Literal["baseline", "optimized"]
 Dtype = Literal["float16", "bfloat16", "float32"]
-# `auto` becomes bfloat16 where there is a GPU or the CPU multiplies it, else float32.
-DtypeSetting = Annotated[Dtype, BeforeValidator(lambda value: _fitting_dtype(value))]
+DtypeSetting = Literal["auto", "float16", "bfloat16", "float32"]
 Offload = Literal["auto", "none", "text", "model", "sequential", "group"]
 Attention = Literal["auto", "auto_fp8", "native", "cudnn", "flash3", "flash3_fp8"]
 Linears = Literal["exact", "fp8", "int8", "fp8_weights"]
 Scheduler = Literal["dpm", "ddim", "checkpoint"]
 
+# The one place that names the model: encoding, training and generation use the same commit of it.
+CHECKPOINT = "zai-org/CogVideoX-5b-I2V"
+PINNED_REVISION = "a6f0f4858a8395e7429d82493864ce92bf73af11"  # the hub cannot change a commit
+
 SHIPPED_LORAS = Path(str(resources.files("vidgen_ray"))) / "model" / "nano_loras"
 
 
 class Section(BaseModel):
-    """A frozen part of the tree that refuses keys it does not know."""
+    """A frozen section of the tree that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -64,43 +66,80 @@ class LoRA(Section):
 class GenerationDefaults(Section):
     """The fields of a request that have a default; a request may set any of them.
 
-    Shapes are those CogVideoX-5B-I2V was trained for: 49 frames of 480x720 pixels at 8 fps.
+    Shapes are those CogVideoX-5B-I2V was trained for: 49 frames of 480x720 pixels at 8 fps. A field
+    is written here or in `vidgen_ray/request.py` alone: what accepts or documents it reads this.
     """
 
-    negative_prompt: str = Field("", max_length=10_000)
-    num_inference_steps: int = Field(50, ge=1, le=1000)
-    guidance_scale: float = Field(6.0, ge=1.0, le=30.0)
-    num_frames: int = Field(49, ge=1, le=1000)
-    height: int = Field(480, ge=16, le=4096)
-    width: int = Field(720, ge=16, le=4096)
-    fps: int = Field(8, ge=1, le=60)
-    mode: Mode = "baseline"
-    profile: str | None = Field(None, min_length=1)
-    lora: LoRA | None = None
-    image_fit: Literal["crop", "pad"] = "crop"
-    allow_untrained_shape: bool = False
+    negative_prompt: str = Field(
+        "",
+        max_length=10_000,
+        description="What must not appear in the clip; needs a `guidance_scale` above 1.",
+    )
+    num_inference_steps: int = Field(50, ge=1, le=1000, description="Denoising steps.")
+    guidance_scale: float = Field(
+        6.0, ge=1.0, le=30.0, description="Strength of classifier-free guidance; 1 is without."
+    )
+    num_frames: int = Field(
+        49, ge=1, le=1000, description="Frames of the clip: what the checkpoint was trained for."
+    )
+    height: int = Field(
+        480, ge=16, le=4096, description="In pixels: what the checkpoint was trained for."
+    )
+    width: int = Field(
+        720, ge=16, le=4096, description="In pixels: what the checkpoint was trained for."
+    )
+    fps: int = Field(8, ge=1, le=60, description="Frames per second of playback.")
+    mode: Mode = Field(
+        "baseline", description="`baseline` is plain diffusers; `optimized` uses a profile."
+    )
+    profile: str | None = Field(
+        None,
+        min_length=1,
+        description="A profile of the configuration; needs `mode: optimized`.",
+    )
+    lora: LoRA | None = Field(
+        None,
+        description="LoRA adapter: a folder, a `.safetensors` file, or the name of one that ships.",
+    )
+    image_fit: Literal["crop", "pad"] = Field(
+        "crop", description="Crop the image to the frame, or pad it with black."
+    )
+    allow_untrained_shape: bool = Field(
+        False,
+        description="Accept a shape that the checkpoint was not trained for.",
+        json_schema_extra={"jobs_only": True},
+    )
 
 
 class ModelConfig(Section):
     """Which checkpoint to load and how.
 
-    `checkpoint` is `embedded`, a diffusers folder, or a hub id. `auto` for `offload` and
-    `vae_tiling` means: chosen from the free VRAM when the model is loaded, and recorded.
+    `checkpoint` is `embedded`, a diffusers folder, or a hub id. `auto` is resolved where the model
+    loads, and recorded: `dtype` from what the device multiplies (bfloat16 on GPUs and on CPUs that
+    can, else float32), `offload` and `vae_tiling` from the free VRAM.
     """
 
-    checkpoint: str = "zai-org/CogVideoX-5b-I2V"
-    revision: str | None = None
+    checkpoint: str = CHECKPOINT
+    revision: str | None = None  # of CHECKPOINT: PINNED_REVISION, unless another is named
     dtype: DtypeSetting = "float16"
     device: Literal["auto", "cuda", "cpu"] = "auto"
     scheduler: Scheduler = "dpm"
     offload: Offload = "auto"
     vae_tiling: bool | Literal["auto"] = "auto"
     cpu_threads: int | None = Field(None, ge=1)
-    gpus_per_clip: int = Field(1, ge=1, le=64)  # ranks that make one clip together
-    compile_cache: str | None = "~/.cache/vidgen_ray/compile"  # a folder that all nodes see
+    gpus_per_clip: int = Field(1, ge=1, le=64)  # ranks that generate one clip together
+    compile_cache: str | None = "~/.cache/vidgen_ray/compile"  # a folder that every node sees
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pin(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or fields.get("revision") is not None:
+            return fields
+        checkpoint = fields.get("checkpoint", CHECKPOINT)
+        return {**fields, "revision": PINNED_REVISION if checkpoint == CHECKPOINT else None}
 
     def under(self, profile: "Profile | None") -> "ModelConfig":
-        """With the options that `profile` names put in the place of its own."""
+        """With the options that `profile` sets replacing its own."""
         if profile is None:
             return self
         shared = {"dtype", "scheduler", "offload", "vae_tiling"}
@@ -110,9 +149,9 @@ class ModelConfig(Section):
 class Profile(Section):
     """Named, independent options of `mode: optimized`.
 
-    The first five stand in the place of those of `model` and of the request's default; left out,
-    these stay. `auto` means: the best that this machine has, recorded with the clip; what is named
-    and is not there is an error.
+    The first five replace those of `model` and the request's default; None keeps them. `auto` is
+    the best that the machine has, recorded with the clip; an option that is named and not available
+    is an error.
     """
 
     num_inference_steps: int | None = Field(None, ge=1, le=1000)
@@ -128,7 +167,7 @@ class Profile(Section):
 
 
 class QualityConfig(Section):
-    """When a clip is accepted, and how often a rejected one is made again with another seed.
+    """When a clip is accepted, and how often a rejected one is retried with another seed.
 
     Thresholds are on the fields of TemporalScore, and come from docs/benchmarks.md.
     """
@@ -144,11 +183,11 @@ class QualityConfig(Section):
     max_patch_grid: float = Field(0.04, ge=0.0, le=1.0)  # of the detail
     # dB at 40 lines; 0 for an adapter that changes the look from the first frame
     min_image_match_db: float = Field(28.0, ge=0.0)
-    allow_static: bool = False  # accept still images and clips that freeze
+    allow_static: bool = False  # accept still images and frozen clips
 
 
 class BatchConfig(Section):
-    """Resources and limits of a batch. `max_workers: null` means as many as the cluster has now."""
+    """Resources and limits of a batch. `max_workers: null` is as many as fit in the cluster now."""
 
     num_gpus_per_worker: float = Field(1, ge=0)
     num_cpus_per_worker: float = Field(1, gt=0)
@@ -162,7 +201,7 @@ class BatchConfig(Section):
 
 
 class CheckConfig(Section):
-    """When `dataset check` marks a clip. Marks are advice: no clip is removed for one.
+    """Thresholds of `dataset check`. Marks are advice: they remove no clip.
 
     `max_hash_distance` is of 192 bits, 64 of each of three frames.
     """
@@ -176,17 +215,17 @@ class CheckConfig(Section):
 
 
 class EncodingConfig(Section):
-    """How clips become latents. Shape, frame rate and fit are those of `generation`.
+    """How clips are encoded to latents. Shape, frame rate and fit are those of `generation`.
 
-    `num_noised_images` copies of the conditioning image are encoded under pixel noise, of which
-    training draws one; 0 for a model that was trained on clean images.
+    `num_noised_images` copies of the conditioning image are encoded with pixel noise, of which
+    training samples one; 0 for a model that was trained on clean images.
     """
 
     dtype: DtypeSetting = "bfloat16"
     num_noised_images: int = Field(2, ge=0, le=64)
     max_video_gb: float = Field(4.0, gt=0)  # of 1e9 bytes, the file
     skip_marks: list[str] = []  # leave out clips that `dataset check` marked with one of these
-    clips_per_shard: int = Field(8, ge=1)  # committed together, so this many are lost by a kill
+    clips_per_shard: int = Field(8, ge=1)  # a killed worker loses at most so many
     prompts_per_batch: int = Field(8, ge=1)
     num_gpus_per_worker: float = Field(1, ge=0)
     num_cpus_per_worker: float = Field(1, gt=0)
@@ -198,7 +237,7 @@ class EncodingConfig(Section):
 
 
 class SamplePrompt(Section):
-    """A clip that shows what an adapter does: the same image, prompt and seed each time."""
+    """A sample clip of an adapter in training: the same image, prompt and seed each time."""
 
     image: str = Field(min_length=1)
     prompt: str = Field(min_length=1)
@@ -233,8 +272,8 @@ class TrainingConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     checkpoint_every_steps: int = Field(100, ge=1)
     num_checkpoints_kept: int = Field(2, ge=1)
-    # Clips to make at the end of an epoch: these; or the first num_samples of a prompts file, or of
-    # the clips of the data where there is neither.
+    # Clips generated at the end of an epoch: these; or the first num_samples of a prompts file,
+    # or of the training data.
     samples: list[SamplePrompt] | str = []
     num_samples: int = Field(1, ge=0)
     sample_every_epochs: int = Field(1, ge=1)
@@ -243,7 +282,7 @@ class TrainingConfig(Section):
     num_gpus_per_worker: float = Field(1, ge=0)
     num_cpus_per_worker: float = Field(1, gt=0)
     max_failures: int = Field(3, ge=0)
-    collective_timeout_s: int = Field(7200, ge=60)  # other ranks wait for one that makes samples
+    collective_timeout_s: int = Field(7200, ge=60)  # the others wait while a rank samples
 
 
 class Config(Section):
@@ -310,13 +349,13 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
 
 
 def describe(error: ValidationError) -> list[str]:
-    """One line a problem: the dotted field, the rule, the value."""
+    """One line for each problem: the dotted field, the rule, the value."""
     lines = []
     for problem in error.errors():
         field = ".".join(str(part) for part in problem["loc"])
         value = problem["input"]
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{field}: no such field; remove it or mend its name")
+            lines.append(f"{field}: no such field; remove it or fix its name")
         elif problem["type"] == "missing":
             lines.append(f"{field}: required, but missing")
         elif problem["type"] == "value_error":
@@ -327,28 +366,9 @@ def describe(error: ValidationError) -> list[str]:
     return lines
 
 
-@cache
-def cpu_has_bfloat16() -> bool:
-    """Whether the CPU of this machine has instructions that multiply bfloat16.
-
-    Without them a convolution takes hundreds of times as long as in float32 (oneDNN's reference).
-    """
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return False
-    return bool(flags & {"avx512_bf16", "amx_bf16"})
-
-
 def has_nvidia_gpu() -> bool:
-    """Whether the driver of an NVIDIA GPU is there, without asking it."""
+    """Whether an NVIDIA driver is loaded, by its device file."""
     return Path("/dev/nvidiactl").exists()
-
-
-def _fitting_dtype(value: Any) -> Any:
-    if value != "auto":
-        return value
-    return "bfloat16" if has_nvidia_gpu() or cpu_has_bfloat16() else "float32"
 
 
 def shipped_configs() -> list[str]:

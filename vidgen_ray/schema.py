@@ -1,89 +1,24 @@
-"""What travels through the system: a request, the video made of it, its score and its record."""
+"""The records of a clip, a run, a validation, a benchmark and a training clip."""
 
-import hashlib
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from vidgen_ray.config import Config, Dtype, GenerationDefaults, Section
+from vidgen_ray.config import Dtype, Section
+
+# Importers that still name this module; new code imports from `vidgen_ray.request`.
+from vidgen_ray.request import ID_PATTERN as ID_PATTERN
+from vidgen_ray.request import RESERVED_IDS as RESERVED_IDS
+from vidgen_ray.request import GenerationRequest as GenerationRequest
+from vidgen_ray.request import attempt_seed as attempt_seed
+from vidgen_ray.request import derive_seed as derive_seed
+from vidgen_ray.request import resolve_request as resolve_request
 
 Verdict = Literal["accepted", "rejected"]
 Status = Literal["accepted", "needs_review", "failed", "quarantined"]
-
-ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
-
-# Files of the output folder that are not records: no clip may take their names.
-RESERVED_IDS = frozenset({"status", "summary", "validation"})
-
-
-class GenerationRequest(GenerationDefaults):
-    """One clip to make, every field effective. `image` is a path or any fsspec address."""
-
-    id: str
-    image: str = Field(min_length=1)
-    prompt: str = Field(min_length=1, max_length=10_000)
-    seed: int = Field(ge=0, lt=2**63)
-    metadata: dict[str, Any] = {}
-
-    @field_validator("id")
-    @classmethod
-    def _id_is_a_file_name(cls, value: str) -> str:
-        if not ID_PATTERN.fullmatch(value):
-            raise ValueError(
-                "must be 1 to 120 letters, digits, '.', '_' or '-', starting with a letter or "
-                f"digit, because it names files; got {value!r}"
-            )
-        if value.lower() in RESERVED_IDS:
-            raise ValueError(f"must not be one of {sorted(RESERVED_IDS)}, got {value!r}")
-        return value
-
-    @field_validator("prompt")
-    @classmethod
-    def _prompt_says_something(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("must say what happens in the clip, got only white space")
-        return value
-
-    @model_validator(mode="after")
-    def _profile_needs_optimized_mode(self) -> "GenerationRequest":
-        if self.mode == "baseline" and self.profile is not None:
-            raise ValueError(
-                f"profile: {self.profile!r} needs mode: optimized; set it or leave profile out"
-            )
-        return self
-
-
-def resolve_request(fields: Mapping[str, Any], config: Config) -> GenerationRequest:
-    """The effective request for `fields`, which hold only what the user set.
-
-    Precedence: field > command line > profile > configuration file > default. A seed left out is
-    derived from the id, so that a rerun makes the same clip. Raises pydantic.ValidationError.
-    """
-    merged = {**config.generation.model_dump(), **config.pinned, **fields}
-    if merged["mode"] == "optimized":
-        merged["profile"] = merged["profile"] or config.default_profile
-        if merged["profile"] in config.profiles:
-            steps = config.profiles[merged["profile"]].num_inference_steps
-            if steps is not None and "num_inference_steps" not in {*config.pinned, *fields}:
-                merged["num_inference_steps"] = steps
-    if merged.get("seed") is None:
-        merged["seed"] = derive_seed(str(merged.get("id", "")))
-    return GenerationRequest.model_validate(merged)
-
-
-def derive_seed(text: str) -> int:
-    """A seed below 2**31 that depends on `text` alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
-
-
-def attempt_seed(seed: int, attempt: int) -> int:
-    """The seed of an attempt, counted from 1; the first one uses the request's own."""
-    return seed if attempt == 1 else derive_seed(f"{seed}/{attempt}")
 
 
 @dataclass(frozen=True)
@@ -366,7 +301,10 @@ class RunStatus(Section):
 
 
 class ClipSource(Section):
-    """Where a training clip comes from and what its use is bound to."""
+    """Where a training clip comes from and under which terms it may be used.
+
+    `start_s` and `end_s` are the clip's span in the original video at `url`.
+    """
 
     dataset: str = Field(min_length=1)
     url: str | None = None
@@ -374,17 +312,20 @@ class ClipSource(Section):
     terms: str | None = None
     split: str | None = None
     category: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
 
 
 class ClipCheck(Section):
-    """What `dataset check` found in a clip's span; None where the file did not say.
+    """What `dataset check` measured in a clip's span; None for what the file does not report.
 
-    Sizes are of upright pictures. `motion_px` is the mean optical flow in px a second of a picture
-    480 px high. `duplicate_of` is the id of the first clip that looks the same.
+    `width` and `height` are those shown: upright and with square pixels. `motion_px` is the mean
+    optical flow in px a second of a picture 480 px high. `duplicate_of` is the id of the first clip
+    that looks the same.
     """
 
-    marks: list[str] = []  # "undecodable", "short", "cut", "static", "duplicate", ...
-    reason: str | None = None  # the error, of a file that does not decode
+    marks: list[str] = []  # "undecodable", "short", "interlaced", "cut", "static", "duplicate", ...
+    reason: str | None = None  # the error of a file that does not decode
     duration_s: float | None = None
     num_frames: int | None = None
     width: int | None = None

@@ -1,4 +1,4 @@
-"""Video files to arrays, and arrays to video files."""
+"""Decode video files to arrays and encode arrays to video files."""
 
 import math
 import platform
@@ -22,12 +22,12 @@ MAX_VIDEO_BYTES = 4 * 2**30  # of decoded pixels
 
 
 def write_video(path: Path, video: Video, *, crf: int = 17, comment: str | None = None) -> None:
-    """Write `video` to `path` as H.264 in MP4, playable while it downloads.
+    """Write `video` to `path` as H.264 in a fast-start MP4.
 
-    Equal input gives equal bytes. Pixels become 4:2:0 by the BT.709 matrix and are tagged so.
-    `comment` goes into the file's metadata. On an error nothing stays at `path`; a killed process
-    can leave part of a file, so pass a temporary path and rename it. Raises RequestError for a
-    video that H.264 cannot hold, ArtifactError when the file cannot be written.
+    Equal input gives equal bytes. Pixels are converted to 4:2:0 with the BT.709 matrix and tagged
+    accordingly. `comment` goes into the file's metadata. An error leaves no file at `path`, but a
+    killed process can leave a partial one, so pass a temporary path and rename it. Raises
+    RequestError for a video that H.264 cannot hold, ArtifactError if the file cannot be written.
     """
     _check_encodable(video)
     try:
@@ -45,7 +45,7 @@ def write_video(path: Path, video: Video, *, crf: int = 17, comment: str | None 
 def open_video(address: str, field: str = "video") -> Iterator[tuple[Any, Any]]:
     """PyAV's container and video stream of a path or fsspec address, to decode frame by frame.
 
-    Raises RequestError, also for what goes wrong while the caller decodes.
+    Raises RequestError, also for errors while the caller decodes.
     """
     with readable(address, field):
         filesystem, path, _ = locate(address, field)
@@ -56,10 +56,11 @@ def open_video(address: str, field: str = "video") -> Iterator[tuple[Any, Any]]:
 def read_video(
     source: str | Path | IO[bytes], *, max_frames: int | None = None, field: str = "video"
 ) -> Video:
-    """Decode `source`, a path, an fsspec address or an open file, into upright RGB frames.
+    """Decode `source`, a path, an fsspec address or an open file, into RGB frames as shown.
 
-    MP4, MOV, MKV, WebM, AVI and others of `VIDEO_FORMATS`. `fps` is the stream's average. Stops
-    after `max_frames`. Raises RequestError, also for a file that breaks off midway.
+    Frames are upright and have square pixels. Reads MP4, MOV, MKV, WebM, AVI and the other
+    `VIDEO_FORMATS`. `fps` is the stream's average. Stops after `max_frames`. Raises RequestError,
+    also for a truncated file.
     """
     if not isinstance(source, str | Path):
         return _decode_video(source, str(getattr(source, "name", "the upload")), max_frames, field)
@@ -79,12 +80,13 @@ def read_span(
     prepare: Callable[[np.ndarray], np.ndarray] | None = None,
     field: str = "video",
 ) -> Video:
-    """`num_frames` upright frames at `fps`, counted in the file's own time from `start_s`.
+    """Sample `num_frames` frames as shown at `fps`, from `start_s` on the file's own timeline.
 
-    The frame of a moment is the one on screen then, so sources of any and of varying frame rate
-    come out even. Only frames that are asked for are converted; `prepare` is applied to each of
-    them, uint8 [height, width, 3]. Raises RequestError, also where the file or the span is too
-    short: the last frame must begin before `end_s`.
+    Each sample is the frame on screen at that time, so that sources of any constant or variable
+    frame rate come out at the right speed. Frames are upright and have square pixels. Only sampled
+    frames are converted; `prepare` is applied to each, uint8 [height, width, 3]. Raises
+    RequestError, also if the file or the span is too short: the last frame must begin before
+    `end_s`.
     """
     name = str(source if isinstance(source, str | Path) else getattr(source, "name", "the upload"))
     check_span(name, num_frames=num_frames, fps=fps, start_s=start_s, end_s=end_s, field=field)
@@ -106,10 +108,27 @@ def check_span(
     end_s: float | None,
     field: str = "video",
 ) -> None:
-    """Refuse a span that cannot hold `num_frames` at `fps`, whatever the file. RequestError."""
+    """Raise RequestError for a span that cannot hold `num_frames` at `fps`, whatever the file."""
     length_s = math.inf if end_s is None else end_s - (start_s or 0.0)
     if (num_frames - 1) / fps >= length_s + _SPAN_TOLERANCE_S:
         raise _too_short(field, name, num_frames, fps, length_s)
+
+
+def shown_size(frame: Any, pixel_aspect: Fraction) -> tuple[int, int]:
+    """Width and height of a PyAV frame with square pixels, before rotation."""
+    return max(1, round(frame.width * pixel_aspect)), frame.height
+
+
+def pixel_aspect_of(stream: Any) -> Fraction:
+    """Width over height of a pixel (PAL widescreen: 64/45), 1 if the file does not say.
+
+    Raises ValueError for an aspect that no format has.
+    """
+    ratio = stream.sample_aspect_ratio  # a Fraction, or PyAV 19's own type
+    aspect = Fraction(ratio.numerator, ratio.denominator) if ratio else Fraction(1)
+    if not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
+        raise ValueError(f"its sample aspect ratio is {aspect}, export it with square pixels")
+    return aspect
 
 
 # FFmpeg also opens stills, text and playlists that fetch other files: none of these is a video.
@@ -118,11 +137,11 @@ VIDEO_FORMATS = (
     "yuv4mpegpipe"
 )
 _OPTIONS = {"format_whitelist": VIDEO_FORMATS}
-# Tags in other encodings than UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
+# Metadata in other encodings than UTF-8 is no reason to refuse a video; PyAV 19 ignores it.
 _LENIENT_TAGS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED, which PyAV does not name
 _X86 = {"x86_64", "AMD64"}
-# Exact arithmetic, so that pixels do not depend on the CPU's instruction set.
+# Bit-exact scaling: pixels must not depend on the CPU's instruction set.
 _SCALER = (
     Interpolation.BICUBIC
     | Interpolation.ACCURATE_RND
@@ -131,10 +150,11 @@ _SCALER = (
     | Interpolation.FULL_CHR_H_INP
 )
 _JITTER_S = 0.002  # containers round times to milliseconds
-_SPAN_TOLERANCE_S = 0.01  # annotations do, too
+_SPAN_TOLERANCE_S = 0.01  # annotations are rounded, too
+_MAX_PIXEL_ASPECT = 4  # formats in use go up to 2:1
 _ENCODER_THREADS = 4  # fixed, because x264's output depends on it
-# x264's AVX-512 code reads memory that nothing wrote, so its bytes differ from run to run; code up
-# to AVX2 and up to SSE4.2 agree, in bytes and in speed.
+# x264's AVX-512 code reads uninitialised memory, so its output differs between runs; limited to
+# AVX2 or SSE4.2 the bytes are equal, at the same speed.
 _ENCODER_SIMD = {"x264-params": "asm=SSE2Fast,SSE4.2"} if platform.machine() in _X86 else {}
 
 
@@ -217,7 +237,7 @@ def _decode_span(
 
 @contextmanager
 def _decoding(file: IO[bytes], name: str, field: str) -> Iterator[tuple[Any, Any]]:
-    """Container and video stream of a file; whatever does not decode becomes a RequestError."""
+    """Container and video stream of a file; any decoding error becomes a RequestError."""
     try:
         with av.open(file, "r", container_options=_OPTIONS, **_LENIENT_TAGS) as container:
             stream = _video_stream(container, name, field)
@@ -239,12 +259,13 @@ def _frames_at(
     times: list[float],
     prepare: Callable[[np.ndarray], np.ndarray] | None,
 ) -> tuple[list[np.ndarray], float]:
-    """The pictures on screen at `times`, as far as the file goes, and where it ends in seconds."""
+    """The frames on screen at `times`, as far as the file goes, and its end in seconds."""
     first_s = float((stream.start_time or 0) * stream.time_base)
     if times[0] > 1.0:
-        with suppress(av.FFmpegError):  # a file without an index is read from its start
+        with suppress(av.FFmpegError):  # without an index the file is read from its start
             container.seek(int((times[0] + first_s) / stream.time_base), stream=stream)
     frames: list[np.ndarray] = []
+    pixel_aspect = pixel_aspect_of(stream)
     shown, shown_end_s = None, 0.0
     frame_s = float(1 / (stream.average_rate or stream.guessed_rate or 25))
     for frame in container.decode(stream):
@@ -252,17 +273,19 @@ def _frames_at(
             raise ValueError("a frame is damaged")
         begin_s = frame.time - first_s if frame.time is not None else shown_end_s
         num_past = bisect_left(times, begin_s - _JITTER_S) if shown is not None else 0
-        frames += [_prepared(shown, prepare) for _ in range(len(frames), num_past)]
+        frames += [_prepared(shown, pixel_aspect, prepare) for _ in range(len(frames), num_past)]
         if len(frames) == len(times):
             return frames, begin_s
         shown, shown_end_s = frame, begin_s + frame_s
     num_past = bisect_left(times, shown_end_s) if shown is not None else 0
-    frames += [_prepared(shown, prepare) for _ in range(len(frames), num_past)]
+    frames += [_prepared(shown, pixel_aspect, prepare) for _ in range(len(frames), num_past)]
     return frames, shown_end_s
 
 
-def _prepared(frame: Any, prepare: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
-    pixels = _to_rgb(frame)
+def _prepared(
+    frame: Any, pixel_aspect: Fraction, prepare: Callable[[np.ndarray], np.ndarray] | None
+) -> np.ndarray:
+    pixels = _to_rgb(frame, pixel_aspect)
     return prepare(pixels) if prepare else pixels
 
 
@@ -283,23 +306,24 @@ def _video_stream(container: Any, name: str, field: str) -> Any:
 
 
 def _check_whole(container: Any, stream: Any) -> None:
-    """FFmpeg plays an MP4 that breaks off as a shorter one; its index tells."""
+    """Raise EOFError for a truncated MP4, which FFmpeg would play as a shorter one."""
     end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
     if 0 < container.size < end:
-        raise EOFError(f"breaks off after {container.size} of at least {end} bytes")
+        raise EOFError(f"truncated after {container.size} of at least {end} bytes")
 
 
 def _decode_frames(
     container: Any, stream: Any, name: str, max_frames: int | None, field: str
 ) -> list[np.ndarray]:
     frames: list[np.ndarray] = []
+    pixel_aspect = pixel_aspect_of(stream)
     num_bytes = 0
     for frame in container.decode(stream):
         if max_frames is not None and len(frames) >= max_frames:
             break
         if frame.is_corrupt:
             raise ValueError(f"frame {len(frames) + 1} is damaged")
-        frames.append(_to_rgb(frame))
+        frames.append(_to_rgb(frame, pixel_aspect))
         num_bytes += frames[-1].nbytes
         if num_bytes > MAX_VIDEO_BYTES:
             raise RequestError(
@@ -314,16 +338,19 @@ def _decode_frames(
     return frames
 
 
-def _to_rgb(frame: Any) -> np.ndarray:
-    """uint8 [height, width, 3], turned as the display matrix says."""
+def _to_rgb(frame: Any, pixel_aspect: Fraction) -> np.ndarray:
+    """uint8 [height, width, 3] as shown: square pixels, rotated by the display matrix."""
     untagged = frame.colorspace == _UNSPECIFIED
-    is_hd = frame.width >= 1280 or frame.height > 576  # players guess the matrix by this, too
+    is_hd = frame.width >= 1280 or frame.height > 576  # players choose the matrix by size, too
+    width, height = shown_size(frame, pixel_aspect)
     pixels = frame.to_ndarray(
         format="rgb24",
+        width=width,
+        height=height,
         src_colorspace=(Colorspace.ITU709 if is_hd else Colorspace.ITU601) if untagged else None,
         interpolation=_SCALER,
         threads=1,
     )
-    # FFmpeg's angle and rot90's are both counterclockwise.
+    # FFmpeg and rot90 both count angles counterclockwise.
     turned = np.rot90(pixels, round(frame.rotation / 90))
     return np.ascontiguousarray(turned)

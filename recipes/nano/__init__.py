@@ -1,1 +1,1 @@
-"""How the embedded model was made: photos -> VAE -> transformer and text encoder -> checkpoint."""
+"""The recipe of the embedded model, from photos to a diffusers checkpoint."""

@@ -1,9 +1,4 @@
-"""Put the trained parts together as one diffusers folder in fp16.
-
-    python -m recipes.nano.assemble VAE TEXT TRANSFORMER OUTPUT
-
-The arguments are the output folders of `reduce_vae`, `prepare_text` and `train_transformer`.
-"""
+"""Assemble the trained parts into one diffusers folder in fp16."""
 
 import argparse
 import json
@@ -19,8 +14,8 @@ from diffusers import (
 )
 from transformers import T5EncoderModel, T5Tokenizer
 
-from vidgen_ray.model.checkpoint import CARD_NAME
 from vidgen_ray.model.untrained import SCHEDULE
+from vidgen_ray.model.weights import CARD_NAME
 
 MAX_BYTES = 30_000_000
 SHIPPED_TEXTS = ("MODEL_CARD.md", "images.csv")
@@ -37,7 +32,11 @@ def main() -> None:
 
 
 def assemble(vae: Path, text: Path, transformer: Path, output: Path) -> int:
-    """Write `output`; returns its size in bytes. Raises ValueError when it is over MAX_BYTES."""
+    """Write `output`; returns its size in bytes.
+
+    The arguments are the output folders of `reduce_vae`, `prepare_text` and `train_transformer`.
+    Raises ValueError if the size exceeds MAX_BYTES.
+    """
     pipeline = CogVideoXImageToVideoPipeline(
         tokenizer=T5Tokenizer.from_pretrained(text / "tokenizer"),
         text_encoder=T5EncoderModel.from_pretrained(transformer / "text_encoder"),
@@ -59,7 +58,7 @@ def assemble(vae: Path, text: Path, transformer: Path, output: Path) -> int:
 
 
 def _make_public(folder: Path) -> None:
-    """Forget where the parts came from, and let everybody read them."""
+    """Remove local paths from the configurations and make all files world-readable."""
     for path in folder.rglob("*.*"):
         path.chmod(0o644)
     for path in folder.glob("*/config.json"):

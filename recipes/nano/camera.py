@@ -1,8 +1,4 @@
-"""Clips rendered from photos along named camera moves: what the model learns to do.
-
-Coordinates are in frames: x and y run from -0.5 to 0.5 over the first frame. What a move reveals
-beyond the photo's edge is the photo mirrored there, so that one photo and one path have one answer.
-"""
+"""Render clips from photos along named camera moves."""
 
 import math
 from dataclasses import dataclass, fields
@@ -50,7 +46,8 @@ class Path:
 def path_of(moves: Tensor, amounts: Tensor, times: Tensor) -> Path:
     """The path of `moves` (indices into MOVES), scaled by `amounts`, at `times` from 0 to 1.
 
-    `moves` and `amounts` are [num_clips], `times` is [num_clips, num_frames].
+    `moves` and `amounts` are [num_clips], `times` is [num_clips, num_frames]. Coordinates are in
+    frames: x and y run from -0.5 to 0.5 over the first frame.
     """
     eased = (1 - EASE) * times + EASE * times**2 * (3 - 2 * times)
     travelled = amounts[:, None] * eased
@@ -70,7 +67,9 @@ def path_of(moves: Tensor, amounts: Tensor, times: Tensor) -> Path:
 
 
 def any_path(num_clips: int, times: Tensor) -> Path:
-    """Straight paths in every direction at once, as a codec must bear and no prompt names."""
+    """Straight paths in every direction at once: the VAE must code them though no prompt names
+    them.
+    """
     ends = torch.rand(5, num_clips, 1, device=times.device) * 2 - 1
     reach = torch.tensor([0.3, 0.2, 0.2, 0.1, 0.08], device=times.device)[:, None, None]
     log_scale, shift_x, shift_y, roll, parallax = (ends * reach * times).unbind()
@@ -82,9 +81,10 @@ def render(
 ) -> Tensor:
     """Clips [num_clips, 3, num_frames, height, width] in -1..1 of `photos` along `path`.
 
-    `photos` are uint8 [num_clips, 3, H, W] that fill the first frame; for sharp clips they are
-    twice as large as `size`. `window` [num_clips, 4] (left, top, width, height in fractions)
-    renders only a part of each frame, at `size`.
+    `photos` are uint8 [num_clips, 3, H, W] that fill the first frame; they should be twice `size`
+    for sharp clips. Beyond its edge a photo is mirrored, so that photo and path determine the clip.
+    `window` [num_clips, 4] (left, top, width, height in fractions) renders only a part of each
+    frame, at `size`.
     """
     num_clips, num_frames = path.shift_x.shape
     height, width = size[0] * OVERSAMPLING, size[1] * OVERSAMPLING
@@ -102,7 +102,7 @@ def render(
 
 
 def depth(x: Tensor, y: Tensor) -> Tensor:
-    """A guess, from -1 (far) to 1 (near): the ground before us and a subject in the middle."""
+    """A synthetic depth from -1 (far) to 1 (near): ground in front and a subject in the middle."""
     subject = torch.exp(-((x / 0.22) ** 2 + ((y - 0.05) / 0.30) ** 2))
     return (1.5 * y + subject - 0.25).clamp(-1, 1)
 
@@ -136,7 +136,7 @@ def _points(
 
 
 def _seen_from(path: Path, x: Tensor, y: Tensor, aspect: float) -> tuple[Tensor, Tensor]:
-    """Where in the photo the samples lie, [num_clips, num_frames, height, width] each."""
+    """The sampling positions in the photo, [num_clips, num_frames, height, width] each."""
     values = {field.name: getattr(path, field.name)[:, :, None, None] for field in fields(path)}
     near = x + values["parallax"] * depth(x, y)
     scale = torch.exp(values["log_scale"])

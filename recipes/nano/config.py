@@ -1,4 +1,4 @@
-"""The recipe's configuration: `config.yaml` beside this file, checked."""
+"""Load and validate `config.yaml`, the configuration of the recipe."""
 
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,14 @@ class PhotoConfig(_Section):
 
 
 class TextConfig(_Section):
-    """The vocabulary and the prompts it is learned from."""
+    """The vocabulary size, and the number of prompts it is learned from."""
 
     vocab_size: int = Field(gt=200)
     num_prompts: int = Field(gt=0)
 
 
 class VaeConfig(_Section):
-    """Training of the VAE. Batches are those of one rank."""
+    """Training of the VAE. Batch sizes are per rank."""
 
     architecture: dict[str, Any]
     kept_channels: int = Field(gt=0)
@@ -49,7 +49,7 @@ class VaeConfig(_Section):
 
 
 class TransformerConfig(_Section):
-    """Training of the transformer and the text encoder. Batches are those of one rank."""
+    """Training of the transformer and the text encoder. Batch sizes are per rank."""
 
     architecture: dict[str, Any]
     text_encoder: dict[str, Any]
@@ -68,7 +68,7 @@ class TransformerConfig(_Section):
 
 
 class DecoderConfig(_Section):
-    """Fitting the decoder to made latents. Batches are those of one rank."""
+    """Fitting the decoder to generated latents. Batch sizes are per rank."""
 
     clips: int = Field(gt=0)
     num_inference_steps: int = Field(gt=0)
@@ -95,5 +95,5 @@ class RecipeConfig(_Section):
 
 
 def load_recipe(path: Path = DEFAULT) -> RecipeConfig:
-    """Read and check `path`; raises pydantic's ValidationError naming the field that is wrong."""
+    """Read and validate `path`. Raises pydantic.ValidationError."""
     return RecipeConfig.model_validate(yaml.safe_load(path.read_text()))

@@ -1,12 +1,4 @@
-"""How well a checkpoint does what prompts ask, on photos it has not seen.
-
-    python -m recipes.nano.evaluate CHECKPOINT PHOTOS OUTPUT [--clips 100] [--perturb 0.5]
-
-Clip n shows one of the photos by the move n mod 10, made by the product's own engine with the
-embedded model's settings. OUTPUT gets clips.csv, summary.json and sheet.jpg: the photo, frames of
-the clip, and the last frame that a real camera move over the photo would give. `--perturb` adds
-noise to the transformer's weights first, by that share of their deviation: such clips should fail.
-"""
+"""Measure how well a checkpoint follows prompts on photos it was not trained on."""
 
 import argparse
 import csv
@@ -31,6 +23,7 @@ from recipes.nano.camera import MOVES, SPEEDS, path_of, render
 from recipes.nano.motion import recognise
 from vidgen_ray.config import Config, load_config
 from vidgen_ray.generation.engine import Engine
+from vidgen_ray.generation.image_match import MAX_DB, psnr_db
 from vidgen_ray.generation.scoring import score_video
 from vidgen_ray.generation.verdict import judge
 from vidgen_ray.image_io import read_image
@@ -64,7 +57,9 @@ SHEET_FRAMES = (0, 16, 32, 48)
 
 @dataclass(frozen=True)
 class ClipResult:
-    """One clip in figures. Sharpness is the variance of the Laplacian against the true render."""
+    """Measurements of one clip. Sharpness is the variance of the Laplacian relative to the true
+    render.
+    """
 
     photo: str
     prompt: str
@@ -90,8 +85,13 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--first", type=int, default=0, help="number of the first clip")
     parser.add_argument("--steps", type=int, help="instead of the configuration's")
-    parser.add_argument("--guidance", type=float, help="likewise")
-    parser.add_argument("--perturb", type=float, default=0.0)
+    parser.add_argument("--guidance", type=float, help="instead of the configuration's")
+    parser.add_argument(
+        "--perturb",
+        type=float,
+        default=0.0,
+        help="add noise of this share of their deviation to the weights; such clips should fail",
+    )
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         checkpoint = (
@@ -105,9 +105,12 @@ def main() -> None:
 def evaluate(
     checkpoint: Path, photos: Path, output: Path, clips: range, settings: dict[str, float | None]
 ) -> list[ClipResult]:
-    """Make and measure the clips; writes the three files of OUTPUT.
+    """Generate and measure clips with the product's own engine; writes clips.csv, summary.json and
+    sheet.jpg to `output`.
 
-    `settings` are fields of a request; of those that are None the configuration's value stays.
+    Clip n animates one of the photos with the move n mod 10. The sheet shows the photo, frames of
+    the clip, and the last frame of a true camera move over the photo. `settings` are fields of a
+    request; None keeps the configuration's value.
     """
     generation = {f"generation.{n}": value for n, value in settings.items() if value is not None}
     config = load_config("nano", {"model.checkpoint": str(checkpoint), **generation})
@@ -147,12 +150,12 @@ def _make_and_measure(
         prompt=request.prompt,
         move=move,
         recognised=recognise(frames)[0],
-        first_frame_psnr_db=round(_psnr(frames[0], photo), 2),
+        first_frame_psnr_db=round(psnr_db(frames[0], photo) or MAX_DB, 2),
         image_match_db=score.image_match_db,
         patch_grid=score.patch_grid,
         first_sharpness=round(_sharpness(frames[0]) / _sharpness(photo), 3),
         last_sharpness=round(_sharpness(frames[-1]) / _sharpness(last), 3),
-        last_frame_psnr_db=round(_psnr(frames[-1], last), 2),
+        last_frame_psnr_db=round(psnr_db(frames[-1], last) or MAX_DB, 2),
         temporal_score=round(score.score, 3),
         verdict=verdict,
         reasons="; ".join(reasons),
@@ -169,7 +172,7 @@ def _prompt(move: str, speed: str, index: int) -> str:
 
 
 def _true_last_frame(path: Path, move: str, speed: str, shape: tuple[int, ...]) -> Frames:
-    """What the camera would see in the end; of a handheld move, where it started."""
+    """The last frame of the true camera move; for a handheld move, its start."""
     _, height, width, _ = shape
     photo = read_image(str(path), height=2 * height, width=2 * width).pixels
     pixels = torch.from_numpy(photo).permute(2, 0, 1)[None]
@@ -180,17 +183,12 @@ def _true_last_frame(path: Path, move: str, speed: str, shape: tuple[int, ...]) 
     return ((frame.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
 
 
-def _psnr(made: Frames, wanted: Frames) -> float:
-    error = float(np.mean((made.astype(np.float64) - wanted) ** 2))
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
-
-
 def _sharpness(frame: Frames) -> float:
     return float(cv2.Laplacian(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
 
 
 def _perturbed(checkpoint: Path, folder: Path, share: float) -> Path:
-    """A copy whose transformer's matrices have noise of `share` of their deviation added."""
+    """A copy whose transformer matrices have noise of `share` of their standard deviation added."""
     shutil.copytree(checkpoint, folder)
     path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     generator = torch.Generator().manual_seed(0)
@@ -205,7 +203,7 @@ def _perturbed(checkpoint: Path, folder: Path, share: float) -> Path:
 
 
 def summarise(results: list[ClipResult]) -> dict[str, float]:
-    """The figures of the goals. Sharpness is the median; `accepted` leaves out static shots."""
+    """Averages over clips. Sharpness is the median; `accepted` excludes static shots."""
     moving = [result for result in results if result.move != "static"]
     return {
         "num_clips": len(results),

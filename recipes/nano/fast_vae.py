@@ -1,9 +1,5 @@
-"""The same arithmetic as diffusers' CogVideoX VAE, arranged so that small channels train fast.
-
-Two facts are used. A 1x1x1 convolution of an enlarged latent is the enlarged convolution of the
-latent, so spatial norms work at the latent's size. And a 3x3x3 convolution that is causal in time
-is a 2-D convolution over three frames stacked as channels; of a still, whose past repeats itself,
-it is one with the kernel summed over time.
+"""A faster forward pass of diffusers' CogVideoX VAE for small channel counts, with the same
+results.
 """
 
 from types import MethodType
@@ -22,7 +18,12 @@ Cache = Any  # what diffusers hands from one chunk of frames to the next
 
 
 def make_fast(vae: AutoencoderKLCogVideoX) -> AutoencoderKLCogVideoX:
-    """Replace the two forward methods in `vae` itself; its weights and results stay the same."""
+    """Replace two forward methods in `vae` in place; weights and results stay the same.
+
+    A 1x1x1 convolution commutes with nearest-neighbour upsampling, so spatial norms convolve at the
+    latent's size. A 3x3x3 convolution that is causal in time is a 2-D convolution over three frames
+    stacked as channels; for a still, whose past repeats itself, the kernel is summed over time.
+    """
     for module in vae.modules():
         if isinstance(module, CogVideoXSpatialNorm3D):
             module.forward = MethodType(_spatial_norm, module)
@@ -40,7 +41,9 @@ def _spatial_norm(
 
 
 def _enlarge(z: Tensor, size: torch.Size) -> Tensor:
-    """Nearest neighbours; of an odd number of frames the first stands alone, as in diffusers."""
+    """Nearest-neighbour upsampling [B, C, T, h, w]; an odd first frame is upsampled alone, as in
+    diffusers.
+    """
     if size[0] > 1 and size[0] % 2 == 1:
         first = F.interpolate(z[:, :, :1], size=(1, *size[1:]))
         return torch.cat([first, F.interpolate(z[:, :, 1:], size=(size[0] - 1, *size[1:]))], dim=2)

@@ -1,16 +1,4 @@
-"""Fit the decoder of a checkpoint to latents as its transformer makes them.
-
-    python -m recipes.nano.fit_decoder PHOTOS CHECKPOINT TEXT OUTPUT
-
-A transformer cannot foresee all detail, and a decoder that has only seen an encoder's latents
-draws what lacks in a blander way than it was. Half of the steps are those of `train_vae`, so that
-first frames stay as they are; the others decode made latents, and want the true clip's colours and
-amount of texture. What ships is a point on the way from the decoder before to the fitted one
-(Wortsman et al. 2022, arXiv:2109.01903): all the way there is a mesh in rich texture. The encoder
-and the latents' scale stay.
-
-Goes on from OUTPUT/state.pt if that is there; when the steps are done, OUTPUT/vae is the model.
-"""
+"""Fit the decoder of a checkpoint to latents that its transformer generates."""
 
 import math
 from dataclasses import dataclass
@@ -29,10 +17,10 @@ from recipes.nano.train_transformer import Prompts, render_clips
 from recipes.nano.train_vae import Stage, fine_energy, psnr, reconstruction_loss, report_on
 from recipes.nano.training_run import Ranks, TrainingRun, cosine, stage_parser
 
-LATENTS_AT_ONCE = 5  # latent frames that are decoded, in chunks of three and two as the first ones
-LATENTS_TO_FIT = 2  # of them, the last; the others are their past
+LATENTS_AT_ONCE = 5  # latent frames decoded, in chunks of three and two like a clip's first ones
+LATENTS_TO_FIT = 2  # the last of them are fitted; the others are context
 COLOUR_SIZE = 4  # pixels across and down over which colours are compared
-RECONSTRUCTION = 0.25  # weight of the pixels themselves, which cannot all be foreseen
+RECONSTRUCTION = 0.25  # weight of the pixel error: not all detail can be predicted
 MADE_AT_ONCE = 16
 
 
@@ -50,7 +38,15 @@ def fit(
     recipe: RecipeConfig,
     limit_s: float = math.inf,
 ) -> bool:
-    """Fit until done or `limit_s`; returns whether it is done, and then OUTPUT/vae is written."""
+    """Fit until done or `limit_s`; returns whether it is done, and then OUTPUT/vae is written.
+
+    A transformer does not predict all detail, and a decoder trained only on the encoder's latents
+    renders generated ones too smooth. Half of the steps are those of `train_vae`, which keeps first
+    frames as they are; the others decode generated latents and match the true clip's colours and
+    amount of texture. The result is interpolated between the old and the fitted decoder by
+    `share_of_way` (Wortsman et al. 2022, arXiv:2109.01903), because the fitted one shows a mesh in
+    rich texture. The encoder and the latents' scale do not change. Resumes from OUTPUT/state.pt.
+    """
     ranks = Ranks.join()
     config = recipe.decoder
     torch.manual_seed(recipe.seed)
@@ -59,7 +55,7 @@ def fit(
     vae = make_fast(pipeline.vae)
     vae.encoder.requires_grad_(False)
     crops = training_crops(photos, recipe, ranks.device)
-    made = _made_clips(pipeline, crops, Prompts(text, ranks.device, dropout=0.0), recipe)
+    made = _generate_clips(pipeline, crops, Prompts(text, ranks.device, dropout=0.0), recipe)
     weights = MasterWeights(
         {f"decoder.{name}": weight for name, weight in vae.decoder.named_parameters()},
         learning_rate=config.learning_rate,
@@ -83,15 +79,15 @@ def fit(
 
 
 def _as_in_the_end(recipe: RecipeConfig) -> VaeConfig:
-    """How the VAE was trained in its last steps."""
+    """The VAE's configuration of its last training steps."""
     return recipe.vae.model_copy(
         update={"still_steps": 0, "whole_frames_from": 0.0, "texture_from": 0.0}
     )
 
 
 @dataclass(frozen=True)
-class MadeClips:
-    """Clips as a transformer makes them, and as they should be."""
+class GeneratedClips:
+    """Generated latents with the true clips."""
 
     latents: Tensor  # [num_clips, channels, latent_frames, h, w], as the decoder takes them
     pixels: Tensor  # uint8 [num_clips, 3, num_frames, height, width]
@@ -99,7 +95,7 @@ class MadeClips:
     def loss(
         self, vae: AutoencoderKLCogVideoX, count: int, texture: float
     ) -> tuple[Tensor, Tensor]:
-        """The loss and the mean square error of `count` random parts that have a past."""
+        """The loss and the mean squared error of `count` random parts with preceding frames."""
         length = min(LATENTS_AT_ONCE, self.latents.shape[2])
         chosen = torch.randint(len(self.latents), (count,), device=self.latents.device)
         start = 2 * int(torch.randint((self.latents.shape[2] - length) // 2 + 1, ()))
@@ -120,9 +116,9 @@ def _colours(clip: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _made_clips(
+def _generate_clips(
     pipeline: CogVideoXImageToVideoPipeline, crops: Tensor, prompts: Prompts, recipe: RecipeConfig
-) -> MadeClips:
+) -> GeneratedClips:
     pipeline.set_progress_bar_config(disable=True)
     latents, pixels = [], []
     for start in range(0, recipe.decoder.clips, MADE_AT_ONCE):
@@ -140,7 +136,7 @@ def _made_clips(
         ).frames
         latents.append(made.transpose(1, 2) / pipeline.vae.config.scaling_factor)
         pixels.append(((clips + 1) * 127.5).round().to(torch.uint8))
-    return MadeClips(torch.cat(latents), torch.cat(pixels))
+    return GeneratedClips(torch.cat(latents), torch.cat(pixels))
 
 
 def _finish(
@@ -151,7 +147,7 @@ def _finish(
     output: Path,
     device: torch.device,
 ) -> None:
-    """Write OUTPUT/vae with the new decoder, and OUTPUT/vae.json with how good it is."""
+    """Write OUTPUT/vae with the new decoder, and OUTPUT/vae.json with its measurements."""
     vae = AutoencoderKLCogVideoX.from_pretrained(checkpoint / "vae").float().to(device)
     before = vae.state_dict()
     way = {n: before[n].lerp(w, recipe.decoder.share_of_way) for n, w in decoder.items()}

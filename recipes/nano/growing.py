@@ -1,4 +1,4 @@
-"""Begin with the weights of a model that has fewer latent channels."""
+"""Initialise a model with the weights of one that has fewer latent channels."""
 
 from collections.abc import Collection, Mapping
 
@@ -9,10 +9,10 @@ from torch import Tensor
 def grown(
     old: Mapping[str, Tensor], fresh: Mapping[str, Tensor], halves: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """`old` in tensors of the sizes of `fresh`, with zeros where it has nothing.
+    """`old` in tensors of the sizes of `fresh`, padded with zeros.
 
-    Of a tensor named in `halves` the first dimension that grows holds two halves (means,
-    variances), and each half grows. Raises ValueError where `old` is larger.
+    For a tensor named in `halves` the first dimension that grows holds two halves (means, log-
+    variances), which grow separately. Raises ValueError if `old` is larger.
     """
     return {name: _grown(name, old[name], like, name in halves) for name, like in fresh.items()}
 

@@ -1,4 +1,4 @@
-"""Builds the licence-clean training pictures listed in images.csv from public packages."""
+"""Fetch the openly licensed training images listed in images.csv from public packages."""
 
 import csv
 import subprocess
@@ -19,6 +19,8 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from vidgen_ray.addresses import atomic_path
+
 LIST = Path(__file__).with_name("images.csv")
 CACHE = Path.home() / ".cache" / "vidgen-nano-images"
 LONGEST_SIDE = 1152
@@ -29,7 +31,7 @@ LUMINANCE = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)  # ITU-R BT.709
 
 @dataclass(frozen=True)
 class Picture:
-    """One row of images.csv, less the columns that only credit the author."""
+    """One row of images.csv without the columns that credit the author."""
 
     file: str
     split: str
@@ -40,7 +42,7 @@ class Picture:
 
 
 class PictureError(Exception):
-    """A package, or a picture inside one, that cannot be had."""
+    """A package, or an image inside one, that is not available."""
 
 
 def main(
@@ -48,7 +50,7 @@ def main(
     clips: Annotated[Path | None, typer.Option(help="folder of the clips: packages")] = None,
     cache: Annotated[Path, typer.Option(help="keeps the unpacked packages")] = CACHE,
 ) -> None:
-    """Writes every picture that is not yet there; exits with 1 when one cannot be had."""
+    """Write every image that does not exist yet; exits with 1 if one is not available."""
     problems = write_pictures(read_list(), output_folder, clips, cache)
     for problem in problems:
         typer.echo(problem, err=True)
@@ -68,7 +70,7 @@ def read_list(path: Path = LIST) -> list[Picture]:
 def write_pictures(
     pictures: list[Picture], output_folder: Path, clips: Path | None, cache: Path
 ) -> list[str]:
-    """Writes the missing pictures package by package and says what could not be had."""
+    """Write the missing images package by package; returns the problems."""
     problems: list[str] = []
     missing = [row for row in pictures if not (output_folder / row.split / row.file).exists()]
     for (package, version), rows in groupby(missing, key=_package_of):
@@ -90,7 +92,7 @@ def _package_of(row: Picture) -> tuple[str, str]:
 
 
 def _unpacked(package: str, version: str, clips: Path | None, cache: Path) -> Path:
-    """The folder with the package's files, downloaded when the cache lacks it."""
+    """The folder with the package's files, downloaded if the cache lacks it."""
     source, name = package.split(":", 1)
     if source == "clips":
         if clips is None:
@@ -223,10 +225,8 @@ def _save(image: Image.Image, path: Path) -> None:
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     if min(image.size) < SHORTEST_SIDE:
         raise PictureError(f"{image.width}x{image.height} is below {SHORTEST_SIDE} on a side")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    image.save(partial, format="JPEG", quality=JPEG_QUALITY)
-    partial.replace(path)  # a picture exists whole or not at all
+    with atomic_path(path) as partial:
+        image.save(partial, format="JPEG", quality=JPEG_QUALITY)
 
 
 if __name__ == "__main__":

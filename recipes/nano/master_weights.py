@@ -1,9 +1,4 @@
-"""bf16 weights in training, with fp32 masters, a moving average, and two optimisers.
-
-Muon (Jordan et al. 2024) steps the matrices that it is given, a kernel as one row for each channel
-that it makes; AdamW steps all else. Gradients are
-averaged over the ranks of torch.distributed where it runs.
-"""
+"""Train bf16 weights with fp32 master copies, a moving average and two optimizers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +11,12 @@ MAX_GRADIENT_NORM = 1.0
 
 
 class MasterWeights:
-    """fp32 copies of `working` parameters, stepped by the gradients of the working ones."""
+    """fp32 copies of `working` parameters, updated with the gradients of the working ones.
+
+    Muon (Jordan et al. 2024) updates the matrices selected by `by_muon`, treating a convolution
+    kernel as one row per output channel; AdamW updates the rest. Gradients are averaged over the
+    ranks of torch.distributed if it is initialised.
+    """
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def step(self, rate: float) -> Tensor:
-        """One step with the learning rates times `rate`; returns the gradient's norm."""
+        """One step with the learning rates times `rate`; returns the gradient norm."""
         self._take_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), MAX_GRADIENT_NORM)
         for optimizer, rates in zip(self.optimizers, self._rates, strict=True):
@@ -72,12 +72,12 @@ class MasterWeights:
 
     @torch.no_grad()
     def put_averages(self) -> None:
-        """Give the working weights the moving averages: what is kept in the end."""
+        """Copy the moving averages into the working weights."""
         for name, weight in self.working.items():
             weight.copy_(self.averages[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a later process needs to go on exactly."""
+        """Everything that a later process needs to continue exactly."""
         return {
             "masters": self.masters,
             "averages": self.averages,
@@ -87,7 +87,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Restore a `state_dict`."""
         for name, master in self.masters.items():
             master.copy_(state["masters"][name])
             self.averages[name].copy_(state["averages"][name])

@@ -1,9 +1,4 @@
-"""Which camera move a clip shows, read from optical flow alone.
-
-DIS flow (Kroeger et al. 2016) between frames some way apart is fitted with a shift, a scale and
-the parallax of the recipe's guessed depth; the sums over the clip are compared with the recipe's
-travel of each move. A camera that goes nowhere is handheld when it trembles, else static.
-"""
+"""Recognise the camera move of a clip from optical flow."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,7 +23,7 @@ ROBUST_PX = 0.5  # misfits beyond this count less (Huber)
 
 @dataclass(frozen=True)
 class Motion:
-    """The camera's way through a clip."""
+    """The accumulated camera motion of a clip."""
 
     shift_x: float  # frame widths, positive when the camera goes right
     shift_y: float  # frame heights, positive when it goes down
@@ -38,7 +33,12 @@ class Motion:
 
 
 def recognise(frames: Frames) -> tuple[str, Motion]:
-    """The move of `frames`, uint8 [num_frames, height, width, 3], and the motion that says so."""
+    """The move of `frames`, uint8 [num_frames, height, width, 3], and the motion it is based on.
+
+    DIS flow (Kroeger et al. 2016) between frames STRIDE apart is fitted with a shift, a scale and
+    the parallax of the recipe's depth; the sums over the clip are compared with the travel of each
+    move. A camera without net motion is handheld if it trembles, else static.
+    """
     motion = measure_motion(frames)
     shares = {
         "push_in": motion.log_scale / TRAVEL["push_in"],
@@ -57,7 +57,7 @@ def recognise(frames: Frames) -> tuple[str, Motion]:
 
 
 def measure_motion(frames: Frames) -> Motion:
-    """Fit each stride's flow, and sum up."""
+    """Fit the flow of each stride and sum the results."""
     flow_of = cv2.DISOpticalFlow_create(  # type: ignore[attr-defined]
         cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
     )
@@ -81,7 +81,7 @@ def measure_motion(frames: Frames) -> Motion:
 
 
 def _model(size: tuple[int, int]) -> tuple[Floats, NDArray[np.bool_]]:
-    """Flow [2, pixels, 4] of a unit of each motion, and the pixels that are looked at."""
+    """Flow [2, pixels, 4] of a unit of each motion, and the pixels that are used."""
     height, width = size
     x = ((np.arange(width) + 0.5) / width - 0.5)[None].repeat(height, 0)
     y = ((np.arange(height) + 0.5) / height - 0.5)[:, None].repeat(width, 1)
@@ -99,7 +99,7 @@ def _fit(
     columns: Floats,
     seen: NDArray[np.bool_],
 ) -> Floats:
-    """Least squares where there is texture, with outliers weighed down: [4]."""
+    """Robust least squares over textured pixels: [4]."""
     slope_x, slope_y = cv2.Sobel(picture, cv2.CV_32F, 1, 0), cv2.Sobel(picture, cv2.CV_32F, 0, 1)
     texture = np.hypot(slope_x, slope_y).ravel()
     chosen = seen & (texture > np.percentile(texture[seen], 50))
@@ -117,7 +117,7 @@ def _fit(
 
 
 def _tremble(steps: Floats) -> float:
-    """Root mean square distance of the way [steps, 2] from its best parabola."""
+    """Root mean square deviation of the path [steps, 2] from its best-fit parabola."""
     way = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
     times = np.linspace(-1, 1, len(way))
     smooth = np.polynomial.polynomial.polyvander(times, 2)

@@ -1,4 +1,4 @@
-"""A folder of photos as one tensor of equal crops, and collages of them."""
+"""Load a folder of photos as one tensor of equal crops, and make collages of them."""
 
 import math
 import random
@@ -23,8 +23,8 @@ def load_crops(
 ) -> Tensor:
     """Crops of every JPEG of `folder`, uint8 [num_crops, 3, height, width], in the files' order.
 
-    The first crop of a photo is the largest one in its middle, the others are random parts of it
-    that need not be enlarged much. Raises FileNotFoundError when the folder has no JPEG.
+    The first crop of a photo is the largest centred one; the others are random parts that need
+    little upscaling. Raises FileNotFoundError if the folder has no JPEG.
     """
     paths = sorted(folder.glob("*.jpg"))
     if not paths:
@@ -35,7 +35,7 @@ def load_crops(
 
 
 def training_crops(folder: Path, recipe: RecipeConfig, device: torch.device) -> Tensor:
-    """Crops of the training photos and collages of them on `device`, as the recipe says."""
+    """Crops of the training photos and collages of them on `device`, per the recipe."""
     config = recipe.photos
     size = (config.height, config.width)
     crops = load_crops(folder / "train", size, config.crops_per_photo, recipe.seed).to(device)
@@ -44,10 +44,10 @@ def training_crops(folder: Path, recipe: RecipeConfig, device: torch.device) -> 
 
 
 def collages(crops: Tensor, count: int, seed: int = 0) -> Tensor:
-    """Pictures of pieces of other pictures, uint8 [count, 3, height, width].
+    """Images composed of pieces of other images, uint8 [count, 3, height, width].
 
-    Leaves of all sizes that hide each other have the statistics of natural pictures (Lee, Mumford,
-    Huang 2001), and what they show here is real texture: many pictures from few.
+    Occluding leaves of all sizes have the statistics of natural images (Lee, Mumford, Huang 2001),
+    and their content is real texture: many images from few.
     """
     generator = torch.Generator(crops.device).manual_seed(seed)
     made = [
@@ -94,7 +94,7 @@ def _crops(path: Path, size: tuple[int, int], count: int, seed: int) -> list[np.
 
 
 def _largest_box(photo: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float]:
-    """Left, top and width of the largest box in the middle that has the aspect of `size`."""
+    """Left, top and width of the largest centred box with the aspect of `size`."""
     width = min(photo[0], photo[1] * size[1] / size[0])
     return (photo[0] - width) / 2, (photo[1] - width * size[0] / size[1]) / 2, width
 
@@ -102,7 +102,7 @@ def _largest_box(photo: tuple[int, int], size: tuple[int, int]) -> tuple[float, 
 def _boxes(
     photo: tuple[int, int], size: tuple[int, int], count: int, rng: random.Random
 ) -> list[tuple[float, float, float]]:
-    """Random boxes; a photo that is hardly larger than `size` has fewer different ones."""
+    """Random boxes; fewer distinct ones for a photo hardly larger than `size`."""
     largest = _largest_box(photo, size)[2]
     smallest = min(size[1] / MAX_ENLARGEMENT, largest)
     different = max(1, min(count, round(4 * largest / size[1])))

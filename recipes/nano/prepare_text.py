@@ -1,10 +1,4 @@
-"""Learn the vocabulary, and write prompts as token ids for the training.
-
-    python -m recipes.nano.prepare_text WORDS OUTPUT
-
-WORDS is a word list, one a line: /usr/share/dict/american-english of Debian's `wamerican`.
-OUTPUT gets tokenizer/ and prompts.npz (ids int16 [num_prompts, MAX_TOKENS], label int16).
-"""
+"""Learn the vocabulary and write prompts as token ids for training."""
 
 import argparse
 from itertools import islice
@@ -20,12 +14,14 @@ from recipes.nano.tokenizer import train_tokenizer
 
 
 def main() -> None:
-    """Parse the command line and write both."""
+    """Write OUTPUT/tokenizer and OUTPUT/prompts.npz (ids int16 [num_prompts, MAX_TOKENS], label
+    int16).
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--config", type=Path, default=DEFAULT)
-    parser.add_argument("--tokenizer", type=Path, help="keep this one, for weights that know it")
+    parser.add_argument("--tokenizer", type=Path, help="an existing tokenizer folder to keep")
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.config)
     words = read_words(arguments.words)

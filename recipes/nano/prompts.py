@@ -1,9 +1,4 @@
-"""Prompts whose camera move is known: what the text encoder learns to read.
-
-A prompt is a scene, with the words of a move somewhere in it. Scenes are made of news words and of
-any English word, so that only the words of the move mean a move. A prompt without one means a
-slow push in.
-"""
+"""Generate prompts whose camera move is known, to train the text encoder."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -114,7 +109,7 @@ _STYLES = """
 
 @dataclass(frozen=True)
 class LabelledPrompt:
-    """A prompt and what it asks of the camera; `move` is one of MOVES, `speed` of SPEEDS."""
+    """A prompt and the camera motion it names; `move` is one of MOVES, `speed` of SPEEDS."""
 
     text: str
     move: str
@@ -122,7 +117,11 @@ class LabelledPrompt:
 
 
 def labelled_prompts(seed: int, words: Sequence[str]) -> Iterator[LabelledPrompt]:
-    """Endless prompts; `words` are any English words, for scenes that we did not think of."""
+    """Endless prompts, each a scene with the words of a move somewhere in it.
+
+    Scenes are made of news words and of any English `words`, so that only the words of the move
+    mean a move. A prompt without one means a slow push in.
+    """
     writer = _Writer(random.Random(seed), words)
     while True:
         yield writer.write()
@@ -170,7 +169,7 @@ class _Writer:
         return [*scene[:place], phrase, *scene[place:]]
 
     def _scenes(self) -> list[str]:
-        """One scene and some styles, mostly; now and then a whole paragraph."""
+        """Usually one scene with some styles, sometimes a whole paragraph."""
         count = self.rng.choices((1, 2, 5, 10), (0.6, 0.25, 0.1, 0.05))[0]
         scenes = [self._scene() for _ in range(count)]
         return scenes + [_pick(self.rng, _STYLES) for _ in range(self.rng.choice((0, 0, 1, 1, 2)))]

@@ -1,10 +1,4 @@
-"""Keep the principal components of a VAE's latents, turned as those of another VAE if there is one.
-
-    python -m recipes.nano.reduce_vae VAE PHOTOS OUTPUT [--like CHECKPOINT/vae]
-
-VAE is one of `train_vae`, OUTPUT/vae has `kept_channels` latent channels. With `--like` the
-transformer of that checkpoint works with OUTPUT/vae, and goes on learning where it stands.
-"""
+"""Reduce a VAE's latents to their principal components, optionally aligned with another VAE's."""
 
 import argparse
 from pathlib import Path
@@ -37,7 +31,11 @@ def main() -> None:
 def reduce_vae(
     vae: Path, photos: Path, output: Path, recipe: RecipeConfig, like: Path | None = None
 ) -> None:
-    """Write OUTPUT/vae. Raises ValueError when it would get more latent channels than `vae` has."""
+    """Write OUTPUT/vae with `kept_channels` latent channels.
+
+    Aligned with the VAE `like` of a checkpoint, its latents suit that checkpoint's transformer,
+    which can be trained on. Raises ValueError if `vae` has fewer channels.
+    """
     model = AutoencoderKLCogVideoX.from_pretrained(vae).float()
     means, log_variances = latents_of(model, photos, recipe)
     basis = components(means, recipe.vae.kept_channels)
@@ -53,7 +51,7 @@ def reduce_vae(
 def latents_of(
     vae: AutoencoderKLCogVideoX, photos: Path, recipe: RecipeConfig
 ) -> tuple[Tensor, Tensor]:
-    """Means and log variances, [places, channels], of latents of the same short clips each time."""
+    """Means and log-variances, [places, channels], of the latents of a fixed set of short clips."""
     torch.manual_seed(recipe.seed)
     make_fast(vae)
     size = (recipe.photos.height, recipe.photos.width)
@@ -68,10 +66,11 @@ def latents_of(
 
 
 def components(latents: Tensor, kept: int) -> Tensor:
-    """The orthonormal basis [channels, kept] of most of the energy of `latents` [places, channels].
+    """The orthonormal basis [channels, kept] with most of the energy of `latents` [places,
+    channels].
 
-    Not of their variance: a decoder pads its input with zeros, so that zero must stay where it is.
-    Raises ValueError when there are fewer channels.
+    Energy, not variance: a decoder pads its input with zeros, so zero must map to zero. Raises
+    ValueError if there are fewer channels.
     """
     if kept > latents.shape[1]:
         raise ValueError(f"{kept} latent channels cannot be kept of {latents.shape[1]}")
@@ -80,7 +79,7 @@ def components(latents: Tensor, kept: int) -> Tensor:
 
 
 def rotation(latents: Tensor, wanted: Tensor) -> Tensor:
-    """The rotation that brings `latents` nearest to `wanted`, both [places, channels].
+    """The rotation that brings `latents` closest to `wanted`, both [places, channels].
 
     Orthogonal Procrustes (Schönemann 1966).
     """
@@ -94,8 +93,7 @@ def reduced(
 ) -> AutoencoderKLCogVideoX:
     """The VAE whose latents are those of `model` in `basis` [channels, kept].
 
-    The posterior's variance does not turn with the latents; it becomes the average, from the
-    `variance` [channels] of `model`.
+    The posterior's variance cannot be rotated; it is set to the average of `variance` [channels].
     """
     kept = basis.shape[1]
     smaller = AutoencoderKLCogVideoX.from_config(model.config, latent_channels=kept)

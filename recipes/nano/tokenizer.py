@@ -1,4 +1,4 @@
-"""The text encoder's vocabulary: unigram pieces learned from the prompts of the recipe."""
+"""Learn the text encoder's vocabulary of unigram pieces from the recipe's prompts."""
 
 import tempfile
 from itertools import islice
@@ -45,7 +45,7 @@ def train_tokenizer(folder: Path, words: list[str], vocab_size: int, seed: int =
 
 
 def _rules() -> list[str]:
-    """Lines `from<tab>to` of hexadecimal code points, as sentencepiece wants them."""
+    """Lines `from<tab>to` of hexadecimal code points, the format of sentencepiece."""
     pairs = dict(_PLAIN)
     for letter in "abcdefghijklmnopqrstuvwxyz":
         pairs[letter.upper()] = letter

@@ -1,13 +1,4 @@
-"""Train the transformer and the text encoder together, on clips rendered as training goes.
-
-    torchrun --nproc-per-node 2 -m recipes.nano.train_transformer PHOTOS VAE TEXT OUTPUT
-
-VAE is a folder of `reduce_vae`, TEXT one of `prepare_text`. Goes on from OUTPUT/state.pt if that is
-there; when the steps are done, OUTPUT holds transformer/ and text_encoder/.
-
-With `transformer.guidance_scale` above 1 the weights of `--begin-with` teach: what they say under
-that guidance, in two passes, the new ones learn to say in one.
-"""
+"""Train the transformer and the text encoder together on clips rendered during training."""
 
 import copy
 import math
@@ -33,7 +24,7 @@ from vidgen_ray.model.untrained import SCHEDULE
 ALPHAS_CUMPROD = CogVideoXDPMScheduler(**SCHEDULE).alphas_cumprod.float()
 NUM_TIMESTEPS = len(ALPHAS_CUMPROD)
 NOISY_SHARE = 0.4  # of the samples, drawn from the noisy end; the others evenly
-MANY_NOISE = 700  # timesteps from here are reported apart
+NOISY_FROM = 700  # timesteps from here on are logged separately
 RENDER_AT_ONCE = 8
 EMPTY_PROMPT = 1  # the end-of-text token, alone
 
@@ -41,7 +32,7 @@ EMPTY_PROMPT = 1  # the end-of-text token, alone
 def main() -> None:
     """Parse the command line and train."""
     parser = stage_parser(__doc__, "photos", "vae", "text", "output")
-    parser.add_argument("--begin-with", type=Path, help="a checkpoint folder to begin with")
+    parser.add_argument("--begin-with", type=Path, help="a checkpoint folder to initialise from")
     a = parser.parse_args()
     train(a.photos, a.vae, a.text, a.output, load_recipe(a.config), a.limit_s, a.begin_with)
 
@@ -55,22 +46,15 @@ def train(
     limit_s: float = math.inf,
     start: Path | None = None,
 ) -> bool:
-    """Train until done or `limit_s`; returns whether it is done, and the models are written."""
+    """Train until done or `limit_s`; returns whether it is done, and then the models are written.
+
+    `vae_folder` is an output of `reduce_vae`, `text` of `prepare_text`. Resumes from
+    OUTPUT/state.pt. With `transformer.guidance_scale` above 1 the weights of `start` are distilled:
+    one pass of the new weights learns what theirs predict under that guidance in two.
+    """
     ranks = Ranks.join()
     config = recipe.transformer
-    torch.manual_seed(recipe.seed)
-    student = Student(recipe)
-    if start:
-        student.load(start)
-    student.to(ranks.device, ranks.dtype)
-    teacher = None
-    if config.guidance_scale > 1:
-        if start is None:
-            raise ValueError("transformer.guidance_scale above 1 needs --begin-with, which teaches")
-        teacher = Teacher(copy.deepcopy(student), config.guidance_scale)
-    if ranks.device.type == "cuda":
-        for block in student.transformer.transformer_blocks:
-            block.compile(dynamic=False)
+    student, teacher = _student_and_teacher(recipe, ranks, start)
     weights = MasterWeights(
         dict(student.named_parameters()),
         learning_rate=config.learning_rate,
@@ -82,19 +66,13 @@ def train(
     clips.catch_up(weights.step_count)
     prompts = Prompts(text, ranks.device, config.prompt_dropout)
     for step in run.steps():
-        clips.go_on(step)
+        clips.advance(step)
         latents, image_latents, labels = clips.sample(config.batch)
         token_ids = prompts.sample(labels)
         losses, timesteps = student.losses(latents, image_latents, token_ids, teacher)
         losses.mean().backward()
         norm = weights.step(_rate(step, recipe))
-        noisy = (timesteps >= MANY_NOISE).float()
-        run.log(
-            loss=losses.mean(),
-            noisy=(losses * noisy).sum() / noisy.sum().clamp(min=1),
-            clear=(losses * (1 - noisy)).sum() / (1 - noisy).sum().clamp(min=1),
-            norm=norm,
-        )
+        run.log(norm=norm, **_mean_losses(losses, timesteps))
     if run.finished and ranks.first:
         student.float()
         weights.put_averages()
@@ -103,8 +81,37 @@ def train(
     return run.finished
 
 
+def _student_and_teacher(
+    recipe: RecipeConfig, ranks: Ranks, start: Path | None
+) -> tuple["Student", "Teacher | None"]:
+    """The model to train, from the weights of `start` if given, and its teacher if distilled."""
+    guidance_scale = recipe.transformer.guidance_scale
+    if guidance_scale > 1 and start is None:
+        raise ValueError("transformer.guidance_scale above 1 needs --begin-with, the teacher")
+    torch.manual_seed(recipe.seed)
+    student = Student(recipe)
+    if start:
+        student.load(start)
+    student.to(ranks.device, ranks.dtype)
+    teacher = Teacher(copy.deepcopy(student), guidance_scale) if guidance_scale > 1 else None
+    if ranks.device.type == "cuda":
+        for block in student.transformer.transformer_blocks:
+            block.compile(dynamic=False)
+    return student, teacher
+
+
+def _mean_losses(losses: Tensor, timesteps: Tensor) -> dict[str, Tensor]:
+    """The mean of `losses` [batch], and those of its noisy and of its clear timesteps."""
+    noisy = (timesteps >= NOISY_FROM).float()
+    return {
+        "loss": losses.mean(),
+        "noisy": (losses * noisy).sum() / noisy.sum().clamp(min=1),
+        "clear": (losses * (1 - noisy)).sum() / (1 - noisy).sum().clamp(min=1),
+    }
+
+
 class Student(nn.Module):
-    """The transformer, whose learned positions are a parameter here, and the text encoder."""
+    """The transformer, with its learned positions as a parameter, and the text encoder."""
 
     def __init__(self, recipe: RecipeConfig) -> None:
         super().__init__()
@@ -123,10 +130,10 @@ class Student(nn.Module):
             **recipe.transformer.architecture,
         )
         self.text_encoder = T5EncoderModel(text_config(recipe))
-        self._start_gently()
+        self._initialise()
 
     def load(self, checkpoint: Path) -> None:
-        """Begin with the weights of an assembled checkpoint."""
+        """Load the weights of an assembled checkpoint."""
         for part, kind in (
             ("transformer", CogVideoXTransformer3DModel),
             ("text_encoder", T5EncoderModel),
@@ -141,12 +148,13 @@ class Student(nn.Module):
         token_ids: Tensor,
         teacher: "Teacher | None" = None,
     ) -> tuple[Tensor, Tensor]:
-        """The v-prediction loss (Salimans, Ho 2022) of each clip at a random timestep, and that.
+        """The v-prediction loss (Salimans, Ho 2022) of each clip at a random timestep, and the
+        timesteps.
 
-        `latents` are [batch, latent_frames, channels, h, w] as the transformer sees them,
+        `latents` are [batch, latent_frames, channels, h, w] as the transformer's input,
         `image_latents` [batch, channels, h, w], `token_ids` [batch, MAX_TOKENS]. The first latent
-        frame, the photo, counts `first_frame_weight` times as much as another. A `teacher`'s
-        velocity takes the place of the true one.
+        frame, the photo, has `first_frame_weight` times the weight of another. With a `teacher` the
+        target is its velocity instead of the true one.
         """
         timesteps = _timesteps(len(latents), latents.device)
         signal = ALPHAS_CUMPROD.to(latents.device)[timesteps].view(-1, 1, 1, 1, 1)
@@ -165,9 +173,10 @@ class Student(nn.Module):
         return errors @ (weights / weights.sum()), timesteps
 
     def velocity(self, seen: Tensor, token_ids: Tensor, timesteps: Tensor) -> Tensor:
-        """What is predicted, [batch, latent_frames, channels, h, w] in float32.
+        """The predicted velocity, [batch, latent_frames, channels, h, w] in float32.
 
-        `seen` holds twice the channels: the noisy latents, and the photo's in the first frame.
+        `seen` has twice the channels: the noisy latents, and the photo's latents in the first
+        frame.
         """
         predicted: Tensor = self.transformer(
             hidden_states=seen.to(self.transformer.dtype),
@@ -178,8 +187,10 @@ class Student(nn.Module):
         )[0]
         return predicted.float()
 
-    def _start_gently(self) -> None:
-        """Begin with no output, and learned positions that do not drown the content."""
+    def _initialise(self) -> None:
+        """Start with zero output, and with learned positions small enough not to dominate the
+        content.
+        """
         nn.init.zeros_(self.transformer.proj_out.weight)
         nn.init.zeros_(self.transformer.proj_out.bias)
         embed = self.transformer.patch_embed
@@ -193,14 +204,14 @@ class Student(nn.Module):
 
 @dataclass(frozen=True)
 class Teacher:
-    """Weights that stay as they are, under guidance (Meng et al. 2023, arXiv:2210.03142)."""
+    """Frozen weights under guidance (Meng et al. 2023, arXiv:2210.03142)."""
 
     model: Student
     guidance_scale: float
 
     @torch.no_grad()
     def velocity(self, seen: Tensor, token_ids: Tensor, timesteps: Tensor) -> Tensor:
-        """As a student's, led away from what the empty prompt gives."""
+        """The guided velocity of a student's inputs."""
         unconditional = self.model.velocity(seen, _empty_like(token_ids), timesteps)
         conditional = self.model.velocity(seen, token_ids, timesteps)
         return unconditional + self.guidance_scale * (conditional - unconditional)
@@ -209,7 +220,7 @@ class Teacher:
 def _rotary_positions(
     transformer: CogVideoXTransformer3DModel, latents: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Rotary positions as the pipeline makes them."""
+    """Rotary positions as in the pipeline, cosine and sine."""
     grid = (latents.shape[3] // 2, latents.shape[4] // 2)
     head_dim = transformer.config.attention_head_dim
     cosine, sine = get_3d_rotary_pos_embed(
@@ -244,7 +255,7 @@ def _rate(step: int, recipe: RecipeConfig) -> float:
 
 
 def _timesteps(count: int, device: torch.device) -> Tensor:
-    """Spread over the whole range, with more at the noisy end, where the motion is decided."""
+    """Random timesteps [count], more of them at the noisy end, where the motion is decided."""
     even = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
     noisy = torch.rand(count, device=device) < NOISY_SHARE
     levels = torch.where(noisy, 1 - NOISY_SHARE * even**2, even)
@@ -282,13 +293,13 @@ def _empty_like(token_ids: Tensor) -> Tensor:
 
 @dataclass
 class _Clips:
-    """The latest rendered and encoded clips. What it holds depends on the step number alone."""
+    """A buffer of the latest rendered and encoded clips, determined by the step number alone."""
 
     photos: Path
     vae_folder: Path
     recipe: RecipeConfig
     ranks: Ranks
-    num_made: int = 0
+    num_rendered: int = 0
     latents: Tensor = field(init=False)
     image_latents: Tensor = field(init=False)
     labels: Tensor = field(init=False)
@@ -307,39 +318,38 @@ class _Clips:
         self.labels = torch.zeros(kept, dtype=torch.long, device=device)
 
     def catch_up(self, step: int) -> None:
-        """Make what the buffer holds before `step`, as if all steps had been run."""
+        """Fill the buffer as if all steps before `step` had run."""
         config = self.recipe.transformer
-        made = config.clips_at_start + RENDER_AT_ONCE * -(-step // config.steps_per_render)
-        self.num_made = max(0, made - config.clips_kept) // RENDER_AT_ONCE * RENDER_AT_ONCE
-        while self.num_made < made:
-            self._make()
+        rendered = config.clips_at_start + RENDER_AT_ONCE * -(-step // config.steps_per_render)
+        self.num_rendered = max(0, rendered - config.clips_kept) // RENDER_AT_ONCE * RENDER_AT_ONCE
+        while self.num_rendered < rendered:
+            self._render()
 
-    def go_on(self, step: int) -> None:
-        """Replace the oldest clips by RENDER_AT_ONCE new ones, every few steps."""
+    def advance(self, step: int) -> None:
+        """Replace the oldest clips by RENDER_AT_ONCE new ones every few steps."""
         config = self.recipe.transformer
         if step % config.steps_per_render == 0:
-            self._make()
+            self._render()
 
     def sample(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, image latents and labels of random clips."""
-        held = min(self.num_made, len(self.labels))
+        held = min(self.num_rendered, len(self.labels))
         chosen = torch.randint(held, (count,), device=self.labels.device)
         return self.latents[chosen], self.image_latents[chosen], self.labels[chosen]
 
     @torch.no_grad()
-    def _make(self, count: int = RENDER_AT_ONCE) -> None:
+    def _render(self, count: int = RENDER_AT_ONCE) -> None:
         with torch.random.fork_rng(self._cuda_devices()):
-            torch.manual_seed(
-                (self.recipe.seed * 7_368_787 + self.num_made) * self.ranks.count + self.ranks.rank
-            )
+            number = self.recipe.seed * 7_368_787 + self.num_rendered
+            torch.manual_seed(number * self.ranks.count + self.ranks.rank)
             pixels, labels = render_clips(self.crops, count, self.recipe)
             latents, image_latents = self._encode(pixels.to(self.vae.dtype))
-        places = torch.arange(self.num_made, self.num_made + count) % len(self.labels)
+        places = torch.arange(self.num_rendered, self.num_rendered + count) % len(self.labels)
         places = places.to(self.labels.device)
         self.latents[places] = latents
         self.image_latents[places] = image_latents
         self.labels[places] = labels
-        self.num_made += count
+        self.num_rendered += count
 
     def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [count, frames, channels, h, w] and those of the first frame alone, scaled."""
@@ -354,7 +364,7 @@ class _Clips:
 
 
 def render_clips(crops: Tensor, count: int, recipe: RecipeConfig) -> tuple[Tensor, Tensor]:
-    """Clips of every move at every speed, and their labels."""
+    """Clips of every move at every speed, with their labels."""
     device = crops.device
     moves = torch.randint(len(MOVES), (count,), device=device)
     speeds = torch.multinomial(torch.tensor([0.45, 0.4, 0.15], device=device), count, True)
@@ -369,7 +379,7 @@ def render_clips(crops: Tensor, count: int, recipe: RecipeConfig) -> tuple[Tenso
 
 
 def label_of(moves: Tensor, speeds: Tensor) -> Tensor:
-    """One number for a move and a speed; a camera that stands still has one speed."""
+    """One number for a move and a speed; a static camera has one speed."""
     normal = list(SPEEDS).index("normal")
     speeds = torch.where(moves == MOVES.index("static"), normal, speeds)
     return moves * len(SPEEDS) + speeds

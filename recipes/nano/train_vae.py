@@ -1,9 +1,4 @@
-"""Train the VAE on stills, then on short clips of every motion.
-
-    torchrun --nproc-per-node 2 -m recipes.nano.train_vae PHOTOS OUTPUT
-
-Goes on from OUTPUT/state.pt if that is there; when the steps are done, OUTPUT/vae is the model.
-"""
+"""Train the VAE on stills, then on short clips of every motion."""
 
 import json
 import math
@@ -39,7 +34,7 @@ NEW_LOG_VARIANCE = -4.0  # of latent channels that a smaller VAE did not have
 def main() -> None:
     """Parse the command line and train."""
     parser = stage_parser(__doc__, "photos", "output")
-    parser.add_argument("--begin-with", type=Path, help="a VAE folder to begin with")
+    parser.add_argument("--begin-with", type=Path, help="a VAE folder to initialise from")
     a = parser.parse_args()
     train(a.photos, a.output, load_recipe(a.config), a.limit_s, a.begin_with)
 
@@ -51,7 +46,10 @@ def train(
     limit_s: float = math.inf,
     start: Path | None = None,
 ) -> bool:
-    """Train until done or `limit_s`; returns whether it is done, and then OUTPUT/vae is written."""
+    """Train until done or `limit_s`; returns whether it is done, and then OUTPUT/vae is written.
+
+    Resumes from OUTPUT/state.pt.
+    """
     ranks = Ranks.join()
     torch.manual_seed(recipe.seed)
     vae = make_vae(recipe)
@@ -81,7 +79,7 @@ def train(
 
 
 def make_vae(recipe: RecipeConfig) -> AutoencoderKLCogVideoX:
-    """The VAE with fresh weights."""
+    """The VAE with random weights."""
     return AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 4,
         up_block_types=("CogVideoXUpBlock3D",) * 4,
@@ -94,7 +92,7 @@ def make_vae(recipe: RecipeConfig) -> AutoencoderKLCogVideoX:
 
 
 def begin_with(vae: AutoencoderKLCogVideoX, start: Path) -> None:
-    """Load the VAE of `start`, which may have fewer latent channels; new ones begin random."""
+    """Load the VAE of `start`, which may have fewer latent channels; new ones start random."""
     fresh = {name: value.clone() for name, value in vae.state_dict().items()}
     old = AutoencoderKLCogVideoX.from_pretrained(start)
     vae.load_state_dict(grown(old.state_dict(), fresh, MOMENTS))
@@ -107,7 +105,7 @@ def begin_with(vae: AutoencoderKLCogVideoX, start: Path) -> None:
 
 @dataclass
 class Stage:
-    """What one step does: a batch, and its loss."""
+    """The batch and the loss of each step."""
 
     vae: AutoencoderKLCogVideoX
     crops: Tensor
@@ -121,7 +119,7 @@ class Stage:
         return min(1.0, (step + 1) / config.warm_up_steps) * cosine(step / config.num_steps)
 
     def loss(self, step: int) -> tuple[Tensor, Tensor]:
-        """The loss and the mean square error of the step's batch."""
+        """The loss and the mean squared error of the step's batch."""
         progress = step / self.recipe.vae.num_steps
         kind, whole = self.kind(step), progress >= self.recipe.vae.whole_frames_from
         pixels = self._batch(kind, whole)
@@ -148,12 +146,16 @@ class Stage:
 
 
 def _is_inner_kernel(weight: Tensor) -> bool:
-    """Of a convolution between hidden layers: its matrix has no small side."""
+    """Whether a weight is the kernel of a convolution between hidden layers, whose matrix has no
+    small side.
+    """
     return weight.ndim == 5 and min(weight.shape[:2]) > 3 and weight.shape[2] == 3
 
 
 def from_further(count: int, device: torch.device) -> CameraPath:
-    """Where stills are seen from: some show the photo, others more and smaller, mirrored."""
+    """Camera distances for stills: some show the photo as it is, others more of it and smaller,
+    mirrored.
+    """
     draw = torch.rand(count, 1, device=device)
     at_photo = torch.zeros_like(draw)
     log_scale = FURTHEST * (draw - CLOSE_UPS).clamp(min=0) / (1 - CLOSE_UPS)
@@ -163,7 +165,7 @@ def from_further(count: int, device: torch.device) -> CameraPath:
 def _objective(
     vae: AutoencoderKLCogVideoX, pixels: Tensor, texture: float, first_frame_error: float
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and the mean square error per value in -1..1, of [count, 3, frames, h, w]."""
+    """The loss and the mean squared error per value in -1..1, of [count, 3, frames, h, w]."""
     mean, log_variance = vae._encode(pixels.to(vae.dtype)).float().chunk(2, dim=1)
     log_variance = log_variance.clamp(-30, 20)
     latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
@@ -189,7 +191,7 @@ def _window(
 
 
 def _relit(pixels: Tensor) -> Tensor:
-    """A quarter of the clips in another exposure and tint."""
+    """Change exposure and tint of a quarter of the clips."""
     count, device = len(pixels), pixels.device
     gain = 0.6 + 0.6 * torch.rand(count, 1, 1, 1, 1, device=device)
     tint = 0.25 * (2 * torch.rand(count, 3, 1, 1, 1, device=device) - 1)
@@ -202,7 +204,7 @@ def _coin(count: int, probability: float, device: torch.device) -> Tensor:
 
 
 def _some_warped(latents: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """A share of the clips cut and enlarged, so that latents learn to move as pictures do."""
+    """Crop and enlarge a share of the clips, so that latents transform as images do."""
     count, device = math.ceil(WARPED_SHARE * len(latents)), latents.device
     scale = 0.8 + 0.2 * torch.rand(count, device=device)
     shift = (1 - scale)[:, None] * (2 * torch.rand(count, 2, device=device) - 1)
@@ -220,11 +222,11 @@ def _some_warped(latents: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
 def reconstruction_loss(
     decoded: Tensor, target: Tensor, texture: float, first_frame_error: float
 ) -> Tensor:
-    """L1, L2, edges at two scales, SSIM, change over time.
+    """L1, L2, edges at two scales, SSIM and change over time.
 
-    And `first_frame_error` times the L2 of the first frame, which a reader compares with the photo;
-    `texture` times the amount of it in later frames, which must not look blander.
-    Both are [num_clips, 3, num_frames, height, width] in -1..1.
+    `first_frame_error` weights the L2 of the first frame, which viewers compare with the photo;
+    `texture` weights the amount of texture in later frames. Both clips are [num_clips, 3,
+    num_frames, height, width] in -1..1.
     """
     loss = F.l1_loss(decoded, target) + F.mse_loss(decoded, target)
     loss = loss + first_frame_error * F.mse_loss(decoded[:, :, 0], target[:, :, 0])
@@ -256,7 +258,7 @@ def _ssim(made: Tensor, wanted: Tensor) -> Tensor:
 
 
 def fine_energy(pictures: Tensor) -> Tensor:
-    """Root mean square of what a 3x3 blur takes away, over 8x8 boxes."""
+    """Root mean square of the detail that a 3x3 blur removes, over 8x8 boxes."""
     fine = pictures - F.avg_pool2d(pictures, 3, 1, padding=1, count_include_pad=False)
     return (F.avg_pool2d(fine**2, 8) + 1e-5).sqrt()
 
@@ -268,7 +270,7 @@ def finish(
     output: Path,
     device: torch.device,
 ) -> None:
-    """Write OUTPUT/vae with the weights `state` and OUTPUT/vae.json with how good they are."""
+    """Write OUTPUT/vae with the weights `state`, and OUTPUT/vae.json with its measurements."""
     vae = make_vae(recipe)
     vae.load_state_dict(state)
     report = report_on(vae.to(device), recipe, photos, output)
@@ -279,7 +281,7 @@ def finish(
 def report_on(
     vae: AutoencoderKLCogVideoX, recipe: RecipeConfig, photos: Path, output: Path
 ) -> dict[str, float]:
-    """What `measure` says of the held-out photos; printed, and in OUTPUT/vae.json."""
+    """Measure the held-out photos; the result is printed and written to OUTPUT/vae.json."""
     size = (recipe.photos.height, recipe.photos.width)
     held_out = load_crops(photos / "held_out", size, 1).to(vae.device)
     report = measure(vae.eval(), held_out, recipe)
@@ -292,7 +294,7 @@ def report_on(
 def measure(
     vae: AutoencoderKLCogVideoX, held_out: Tensor, recipe: RecipeConfig
 ) -> dict[str, float]:
-    """PSNR of stills and of whole clips [dB], their sharpness, and the latents' deviation."""
+    """PSNR of stills and whole clips [dB], sharpness, and the latents' standard deviation."""
     torch.manual_seed(recipe.seed)
     stills: list[Tensor] = []
     clips: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""A run of training steps: several GPUs, a time limit, a saved state, a log."""
+"""Run training steps on several GPUs with a time limit, a saved state and a log."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 
 from recipes.nano.config import DEFAULT
 from recipes.nano.master_weights import MasterWeights
+from vidgen_ray.addresses import atomic_path
 
 SAVE_EVERY_S = 240
 AGREE_EVERY = 20  # steps between the ranks' agreement on stopping
@@ -21,20 +22,20 @@ LOG_EVERY = 100
 
 
 def stage_parser(description: str | None, *folders: str) -> argparse.ArgumentParser:
-    """The command line that training stages share: their folders, `--config` and `--limit-s`."""
+    """The command line shared by the training stages: their folders, `--config` and `--limit-s`."""
     parser = argparse.ArgumentParser(description=description)
     for name in folders:
         parser.add_argument(name, type=Path)
     parser.add_argument("--config", type=Path, default=DEFAULT)
     parser.add_argument(
-        "--limit-s", type=float, default=math.inf, help="stop after, to go on later"
+        "--limit-s", type=float, default=math.inf, help="stop after this time, to resume later"
     )
     return parser
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together; `device` is its own."""
+    """This process among the ranks of a run; `device` is its own."""
 
     rank: int
     count: int
@@ -42,7 +43,9 @@ class Ranks:
 
     @classmethod
     def join(cls) -> "Ranks":
-        """From torchrun's environment; a process without it is alone, on a GPU if there is one."""
+        """Read torchrun's environment; a process without it is a single rank, on a GPU if there is
+        one.
+        """
         count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
         on_gpu = torch.cuda.is_available()
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else None
@@ -54,7 +57,7 @@ class Ranks:
 
     @property
     def dtype(self) -> torch.dtype:
-        """bf16 on a GPU; many a CPU takes seconds for a convolution in it."""
+        """bf16 on a GPU, else fp32: many CPUs are slow in bf16."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     @property
@@ -72,7 +75,7 @@ class Ranks:
 
 @dataclass
 class TrainingRun:
-    """Steps of `weights` from where `folder/state.pt` stands, to `num_steps` or the time limit."""
+    """Steps of `weights` from `folder/state.pt`, if it exists, to `num_steps` or the time limit."""
 
     folder: Path
     weights: MasterWeights
@@ -97,7 +100,7 @@ class TrainingRun:
         return self.weights.step_count >= self.num_steps
 
     def steps(self) -> Iterator[int]:
-        """Step numbers; randomness is seeded anew at each, so that a resumed run goes on alike."""
+        """Step numbers; the random state is seeded at each, so that a resumed run is identical."""
         while not self.finished:
             step = self.weights.step_count
             if step % AGREE_EVERY == 0 and self.ranks.agree(self._time_is_up()):
@@ -109,7 +112,9 @@ class TrainingRun:
         self.save()
 
     def log(self, **values: Tensor) -> None:
-        """Add to the averages that are printed, and kept in log.jsonl, every LOG_EVERY steps."""
+        """Accumulate values; their means are printed and appended to log.jsonl every LOG_EVERY
+        steps.
+        """
         for name, value in values.items():
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -119,13 +124,11 @@ class TrainingRun:
             self._print()
 
     def save(self) -> None:
-        """Write the state whole or not at all."""
+        """Write the state atomically."""
         self._saved = time.monotonic()
         if self.ranks.first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self._state.with_suffix(".partial")
-            torch.save(self.weights.state_dict(), partial)
-            partial.replace(self._state)
+            with atomic_path(self._state) as partial:
+                torch.save(self.weights.state_dict(), partial)
 
     def _time_is_up(self) -> bool:
         return time.monotonic() - self._started > self.limit_s
@@ -149,5 +152,5 @@ class TrainingRun:
 
 
 def cosine(progress: float, floor: float = 0.02) -> float:
-    """From 1 at 0 to `floor` at 1."""
+    """Cosine decay from 1 at progress 0 to `floor` at 1."""
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))

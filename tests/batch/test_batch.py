@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from benchmarks.mixed_load import LENIENT
+from tests.support.tiny_model import LENIENT
 from vidgen_ray.batch.driver import BatchArguments, run_batch
 from vidgen_ray.config import load_config
 from vidgen_ray.errors import ArtifactError, ConfigError, EngineError, RequestError

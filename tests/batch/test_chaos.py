@@ -13,7 +13,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from benchmarks.mixed_load import LENIENT
+from tests.support.tiny_model import LENIENT
 from vidgen_ray.schema import GenerationRecord, RunStatus
 from vidgen_ray.video_io import read_video
 

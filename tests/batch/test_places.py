@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from benchmarks.mixed_load import LENIENT
+from tests.support.tiny_model import LENIENT
 from vidgen_ray.config import load_config
 from vidgen_ray.schema import GenerationRecord, RunStatus, Video
 from vidgen_ray.video_io import write_video

@@ -19,7 +19,8 @@ from vidgen_ray.benchmark.runner import run_benchmark
 from vidgen_ray.cli import app
 from vidgen_ray.config import Config, load_config
 from vidgen_ray.errors import RequestError
-from vidgen_ray.generation.comparison import compare, psnr_db
+from vidgen_ray.generation.comparison import compare
+from vidgen_ray.generation.image_match import psnr_db
 from vidgen_ray.model.checkpoint import open_checkpoint
 from vidgen_ray.model.flops import count_flops
 from vidgen_ray.schema import GenerationRequest, ProjectSummary, resolve_request

@@ -1,5 +1,7 @@
 """`vidgen plan` answers in one screen, and says what is wrong with what was typed."""
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,11 +57,18 @@ def test_a_tighter_deadline_takes_more_gpus(plan: Plan) -> None:
     assert "on 7 GPUs" in plan("--deadline", "4h").stdout
 
 
-def test_the_summary_of_this_project_is_the_default() -> None:
+def test_rates_of_every_profile_are_there_outside_the_checkout(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vidgen_ray", "plan", "--clips", "10", "--gpu", "h200"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--profile", "exact"],
+        **{"capture_output": True, "text": True, "timeout": 60},
+        cwd=tmp_path,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
-    assert "NVIDIA H200" in done.stdout
+    assert "61.7 s of NVIDIA H200" in done.stdout
+    assert "other profiles: baseline 96.6 s" in done.stdout
 
 
 def test_a_server_is_simulated_when_arrivals_are_known(plan: Plan) -> None:
@@ -76,7 +85,7 @@ def test_a_server_is_simulated_when_arrivals_are_known(plan: Plan) -> None:
         (["--deadline", "tomorrow"], "deadline: must be a number with s, m, h or d"),
         (["--deadline", "1m"], "deadline: must be at least"),
         (["--rates", "nowhere.json"], "rates: cannot be read: nowhere.json"),
-        (["--arrivals-per-hour", "900"], "the queue would grow for ever"),
+        (["--arrivals-per-hour", "900"], "the queue would grow without bound"),
         (
             ["--arrivals-per-hour", "9", "--min-replicas", "9"],
             "min_replicas: must be at most max_replicas (8), got 9",
@@ -88,3 +97,28 @@ def test_what_cannot_be_planned_is_one_error(plan: Plan, arguments: list[str], s
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert says in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("name", ["batch", "benchmark", "encode", "train", "validate"])
+def test_a_job_under_a_python_without_the_packages_is_one_error(name: str) -> None:
+    command = [sys.executable, "-S", "-E", str(ROOT / "jobs" / f"{name}.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert re.match(r"error: .* has no ray, torch, typer: a Ray job runs", done.stderr)
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_5b_is_refused_without_a_gpu_before_anything_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import torch
+
+    from vidgen_ray.cli import main
+
+    clip = ["--image", "photo.jpg", "--prompt", "x", "--output", str(tmp_path / "clip.mp4")]
+    monkeypatch.setattr(sys, "argv", ["vidgen", "generate", *clip])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "torch sees no GPU here; use --config nano" in capsys.readouterr().err

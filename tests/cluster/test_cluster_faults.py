@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import Soak, cycle
+from tests.support.soak import Soak, cycle
 
 pytestmark = [
     pytest.mark.chaos,

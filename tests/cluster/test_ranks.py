@@ -13,7 +13,7 @@ import pytest
 import ray
 from rich.console import Console
 
-from benchmarks.mixed_load import LENIENT
+from tests.support.tiny_model import LENIENT
 from vidgen_ray.batch.driver import BatchArguments, run_batch
 from vidgen_ray.cluster.ranks import RankGroup
 from vidgen_ray.config import Config, load_config

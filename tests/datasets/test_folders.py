@@ -40,6 +40,10 @@ BOTH = [("a.mp4", "scene a"), ("b.mov", "scene b")]
         ("metadata.csv", "video,caption\nvideos/a.mp4,scene a\nvideos/b.mov,scene b\n"),
         ("metadata.csv", "file_name,text\na.mp4,scene a\nb.mov,scene b\n"),
         ("metadata.csv", "prompt,video\nscene a,videos/a.mp4\nscene b,./videos/b.mov\n"),
+        ("metadata.csv", "Video;Caption\r\nvideos\\a.mp4;scene a\r\nvideos\\b.mov;scene b\r\n"),
+        ("metadata.csv", "sep=\t\nfile_name\ttext\na.mp4\tscene a\nb.mov\tscene b\n"),
+        ("metadata.csv", "video,caption\nC:\\Users\\me\\a.mp4,scene a\nD:\\b.mov,scene b\n"),
+        ("metadata.csv", "video,caption\n/home/me/clips/a.mp4,scene a\n/b.mov,scene b\n"),
         (
             "metadata.jsonl",
             '{"file_name": "videos/a.mp4", "caption": "scene a"}\n'
@@ -81,6 +85,40 @@ def test_aligned_lists_with_images(folder: Path) -> None:
         run(folder)
 
 
+def test_lines_of_lists_end_at_line_feeds_alone(folder: Path) -> None:
+    for separator in "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029":
+        prompts = f"push in{separator}to the hall\r\nscene b\n"
+        (folder / "prompts.txt").write_text(prompts, encoding="utf-8", newline="")
+        (folder / "videos.txt").write_text("videos/a.mp4\nvideos/b.mov\n")
+        _, clips = run(folder)
+        assert found(clips) == [("a.mp4", f"push in{separator}to the hall"), BOTH[1]]
+
+
+def test_a_table_keeps_span_category_url_and_licence(folder: Path) -> None:
+    (folder / "metadata.csv").write_text(
+        "video;caption;start_s;end_s;category;url;license\n"
+        "a.mp4;scene a;1,5;0:00:08.25;news;https://example.org/a;CC0\n"
+        "b.mov;scene b;;;;;\n"
+        "b.mov;scene b;nine;12;;;\n"
+        "b.mov;scene b;9;3;;;\n"
+    )
+    report, clips = run(folder)
+    assert (clips[0].start_s, clips[0].end_s) == (1.5, 8.25)
+    source = clips[0].source
+    assert (source.category, source.url) == ("news", "https://example.org/a")
+    assert [clip.source.licence for clip in clips] == ["CC0", "not stated"]
+    assert (clips[1].start_s, clips[1].end_s) == (None, None)
+    assert report.rejected == {"has no valid time span": 2}
+
+
+def test_an_image_on_a_windows_drive_is_rejected_with_the_reason(folder: Path) -> None:
+    rows = "video,caption,image\na.mp4,scene a,C:\\p\\a.png\nb.mov,scene b,images\\b.png\n"
+    (folder / "metadata.csv").write_text(rows)
+    report, clips = run(folder)
+    assert report.rejected == {"names an image by a Windows drive; use a relative path": 1}
+    assert [clip.image for clip in clips] == [str(folder / "images/b.png")]
+
+
 def test_a_text_beside_each_clip(folder: Path) -> None:
     (folder / "videos/a.txt").write_text("scene a\n")
     (folder / "videos/c.MP4").touch()
@@ -111,7 +149,7 @@ def test_rows_that_are_no_clips_are_rejected(folder: Path) -> None:
         "videos/gone#7",
     ]
     assert sum(report.rejected.values()) == 5
-    assert "no single file called videos/gone.mp4" in str(clips[-1].missing)
+    assert "no single file named videos/gone.mp4" in str(clips[-1].missing)
 
 
 def test_a_folder_of_nothing_known_is_refused(tmp_path: Path) -> None:

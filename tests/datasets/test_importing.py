@@ -96,10 +96,30 @@ def write_folder(path: Path) -> None:
     (path / "videos.txt").write_text("\n".join(names) + "\n")
 
 
+def write_msr_vtt_9k(path: Path) -> None:
+    """The form of `msrvtt_train_9k.json`: each video with its captions."""
+    videos = [
+        {
+            "video_id": f"video{number}",
+            "video": f"video{number}.mp4",
+            "caption": [f"scene {number}", f"again {number}"],
+            "source": "MSR-VTT",
+            "category": number % 20,
+            "url": f"https://www.youtube.com/watch?v=x{number}",
+            "start time": 1.5 * number,
+            "end time": 1.5 * number + 12.25,
+            "id": number,
+        }
+        for number in range(NUM_VIDEOS)
+    ]
+    path.write_text(json.dumps(videos))
+
+
 @pytest.mark.parametrize(
     ("dataset", "write", "num_rows"),
     [
         ("msr-vtt", write_msr_vtt, 2400),
+        ("msr-vtt", write_msr_vtt_9k, 2400),
         ("vatex", write_vatex, 2400),
         ("panda70m", write_panda70m, 2400),
         ("webvid", write_webvid, 1200),
@@ -115,7 +135,7 @@ def test_a_thousand_entries_of_each_format(
     assert len(clips) == report.num_rows == report.num_missing_rows == num_rows
     assert len({clip.id for clip in clips}) == num_rows
     assert all(clip.source.dataset == dataset and clip.source.licence for clip in clips)
-    assert all("would be taken" in str(clip.missing) or dataset == "folder" for clip in clips)
+    assert all("no --videos" in str(clip.missing) or dataset == "folder" for clip in clips)
     with (tmp_path / "metadata.to_fetch.csv").open() as file:
         to_fetch = list(csv.DictReader(file))
     assert len(to_fetch) == report.num_clips == report.num_missing_clips
@@ -154,7 +174,7 @@ def test_a_file_is_found_as_a_cut_clip_or_inside_its_whole_video(tmp_path: Path)
         3723.5,
         3729.0,
     )
-    assert "no single file called v_2_0 or v_2 in" in str(by_id["v_2#0"].missing)
+    assert "no single file named v_2_0 or v_2 in" in str(by_id["v_2#0"].missing)
     assert (report.num_missing_rows, report.num_rows) == (3, 6)
     # Another import, when all is there, leaves no list of what to fetch.
     assert (tmp_path / "p.to_fetch.csv").exists()
@@ -251,14 +271,18 @@ def test_a_source_that_is_wrong_is_refused_and_the_output_kept(tmp_path: Path) -
         assert output.read_bytes() == before
 
     refused("panda70m", SAMPLES / "webvid.csv", "must have the columns")
-    refused("msr-vtt", SAMPLES / "vatex.json", "holds no row of msr-vtt")
-    refused("vatex", SAMPLES / "webvid.csv", "is not whole JSON")
+    refused(
+        "msr-vtt",
+        SAMPLES / "vatex.json",
+        "holds no usable row of msr-vtt: . x is no video with a video_id",
+    )
+    refused("vatex", SAMPLES / "webvid.csv", "is not complete JSON")
     refused("vatex", tmp_path / "nowhere.json", "no such file")
     refused("folder", tmp_path / "nowhere", "must be a folder that exists|no such file")
     refused("webvid", SAMPLES / "webvid.csv", "videos: must be a folder", videos="/nowhere")
     refused("msr-vtt", SAMPLES / "msr_vtt.json", r"the categories \['news", category="cooking")
     (tmp_path / "cut.json").write_text((SAMPLES / "vatex.json").read_text()[:-40])
-    refused("vatex", tmp_path / "cut.json", "is not whole JSON")
+    refused("vatex", tmp_path / "cut.json", "is not complete JSON")
     (tmp_path / "empty.csv").write_text("")
     refused("webvid", tmp_path / "empty.csv", "must have the columns")
 
@@ -350,3 +374,55 @@ def test_sources_may_be_compressed_or_in_an_archive_and_outputs_anywhere(tmp_pat
         assert clips[3].video == "memory://import/videos/video1.mp4"
         assert [clip.missing is None for clip in clips] == [False, False, True, True]
     assert b"videos/video1.mp4" in store.cat("/import/m.jsonl")
+
+
+def test_a_video_with_its_captions_keeps_category_url_and_span(tmp_path: Path) -> None:
+    video = {"video_id": "video7", "video": "video7.mp4", "category": 4, "url": "https://y/?v=abc"}
+    span = {"start time": 137.72, "end time": 149.44}
+    rows = [
+        {**video, **span, "caption": ["a car", "  "]},
+        {**video, **span, "video_id": "video8", "caption": "one caption, as in the test split"},
+        {**video, "video_id": "video9", "start time": 9, "end time": 3, "caption": ["no span"]},
+        "nonsense",
+    ]
+    (tmp_path / "test_1k.json").write_text(json.dumps(rows))
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/abc.mp4").touch()  # the whole video that the clips are cut from
+    (tmp_path / "videos/video8.mp4").touch()
+    options = {"videos": str(tmp_path / "videos"), "category": "news"}
+    report, clips = run("msr-vtt", tmp_path / "test_1k.json", tmp_path / "m.jsonl", **options)
+    assert [(Path(c.video).name, c.start_s, c.end_s) for c in clips] == [
+        ("abc.mp4", 137.72, 149.44),
+        ("video8.mp4", None, None),
+    ]
+    for clip in clips:
+        assert clip.source.category == "news/events/politics"
+        assert (clip.source.start_s, clip.source.end_s) == (137.72, 149.44)
+        assert clip.source.url == "https://y/?v=abc"
+        assert clip.source.licence == "none stated; research use"
+    assert report.rejected == {
+        "has no caption": 1,
+        "has no time span": 1,
+        "is no video with a video_id": 1,
+    }
+
+
+def test_a_list_with_files_and_captions_alone_is_read(tmp_path: Path) -> None:
+    rows = [{"video": "video1.mp4", "caption": "a"}, {"video": "all\\video2.mp4", "caption": "b"}]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/video2.mp4").touch()
+    videos = str(tmp_path / "videos")
+    _, clips = run("msr-vtt", tmp_path / "train.json", tmp_path / "m.jsonl", videos=videos)
+    assert [(clip.id, clip.missing is None) for clip in clips] == [
+        ("video1#0", False),
+        ("video2#0", True),
+    ]
+
+
+@pytest.mark.parametrize("dataset", ["msr-vtt", "vatex", "folder"])
+def test_json_of_another_kind_is_refused_with_its_keys(dataset: str, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"images": [], "licences": {"id": 1}}')
+    with pytest.raises(DatasetError, match=r"keys \['images', 'licences'\]"):
+        run(dataset, tmp_path / "other.json", tmp_path / "m.jsonl")  # type: ignore[arg-type]
+    assert not (tmp_path / "m.jsonl").exists()

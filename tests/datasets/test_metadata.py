@@ -40,7 +40,7 @@ def test_every_wrong_line_is_named_after_the_sound_ones(tmp_path: Path) -> None:
     lines[2] = make_clip(9, start_s=2.0, end_s=3.0).model_dump_json().replace("3.0", "1.0")
     path.write_text("\n".join([*lines[:2], "", *lines[2:]]) + "\n")
     sound: list[str] = []
-    with pytest.raises(DatasetError, match="has 2 lines that are no clips") as failure:
+    with pytest.raises(DatasetError, match="has 2 invalid lines") as failure:
         sound.extend(clip.id for clip in read_metadata(str(path)))
     assert sound == ["v0#0", "v3#0"]
     assert "line 2: video: required, but missing" in str(failure.value)
@@ -69,5 +69,5 @@ def test_files_that_are_no_metadata_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="must be UTF-8 text"):
         list(read_metadata(str(tmp_path / "latin.jsonl")))
     (tmp_path / "junk.jsonl").write_text("junk\n" * 1000)
-    with pytest.raises(DatasetError, match="20 lines that are no clips, and perhaps more"):
+    with pytest.raises(DatasetError, match="20 invalid lines, perhaps more"):
         list(read_metadata(str(tmp_path / "junk.jsonl")))

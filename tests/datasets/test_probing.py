@@ -1,11 +1,12 @@
 """What a probe finds in files that were made to have it."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.datasets.scenes import FPS, make_scene, write
+from tests.datasets.scenes import FPS, make_disc, make_scene, write, write_coded
 from vidgen_ray.config import CheckConfig
 from vidgen_ray.datasets.duplicates import find_duplicates
 from vidgen_ray.datasets.probing import probe
@@ -34,6 +35,20 @@ def test_short_small_slow_and_static_clips_are_marked(tmp_path: Path) -> None:
     grain = np.random.default_rng(0).normal(0, 2, still.shape)
     noisy = np.clip(still + grain, 0, 255).astype(np.uint8)
     assert look(write(tmp_path / "d.mp4", noisy)).marks == ["static"]
+
+
+def test_size_is_that_shown_with_square_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "pal.mp4"
+    write_coded(path, make_disc(49), sample_aspect_ratio=Fraction(64, 45), fps=8)
+    found = look(str(path))
+    assert (found.width, found.height) == (512, 288)
+    assert "interlaced" not in found.marks
+
+
+def test_interlaced_clips_are_marked(tmp_path: Path) -> None:
+    path = tmp_path / "fields.mp4"
+    write_coded(path, make_disc(49), fps=8, options={"x264-params": "interlaced=1"})
+    assert "interlaced" in look(str(path)).marks
 
 
 def test_cuts_are_found_where_they_are(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.dashboard import (
+from tests.support.dashboard import (
     PROMETHEUS,
     Prometheus,
     draw,
@@ -26,8 +26,9 @@ from benchmarks.dashboard import (
     panels,
     prometheus,
 )
-from benchmarks.local_cluster import BIN, LocalCluster, free_port
-from benchmarks.mixed_load import BatchRun, Service, tiny_settings, until
+from tests.support.local_cluster import BIN, LocalCluster, free_port
+from tests.support.mixed_load import BatchRun, Service, until
+from tests.support.tiny_model import tiny_settings
 from vidgen_ray.datasets.metadata import write_metadata
 from vidgen_ray.schema import Clip, ClipSource, Video
 from vidgen_ray.video_io import write_video
@@ -41,7 +42,7 @@ pytestmark = [
     ),
 ]
 
-# Recorded on a GPU host by `python -m benchmarks.gpu_scrape`.
+# Recorded on an H200 that made clips and trained.
 GPU_SCRAPE = Path(__file__).with_name("gpu_host.prom")
 
 

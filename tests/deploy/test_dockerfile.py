@@ -48,7 +48,7 @@ def test_everything_copied_exists_and_passes_the_ignore_file() -> None:
 def test_it_runs_as_a_person_and_is_watched() -> None:
     assert re.search(r"^USER 1000$", DOCKERFILE, re.MULTILINE)
     assert "/health" in re.search(r"^HEALTHCHECK.*\n.*$", DOCKERFILE, re.MULTILINE)[0]  # type: ignore[index]
-    assert 'CMD ["serve", "run", "serve_config.yaml"]' in DOCKERFILE
+    assert 'CMD ["vidgen", "serve", "serve_config.yaml"]' in DOCKERFILE
     for volume in ("/app/outputs", "/app/loras", "/cache"):
         assert f'"{volume}"' in DOCKERFILE
 

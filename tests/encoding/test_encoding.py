@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 
 from vidgen_ray.config import load_config
-from vidgen_ray.encoding.driver import EncodingArguments, EncodingSummary, run_encoding
+from vidgen_ray.encoding.driver import EncodingArguments, run_encoding
+from vidgen_ray.encoding.result import EncodingSummary
 from vidgen_ray.encoding.shards import ClipEntry, EncodedClips, read_entries
 from vidgen_ray.errors import ConfigError, DatasetError
 from vidgen_ray.model.checkpoint import open_checkpoint
@@ -65,6 +66,7 @@ def desk(tmp_path: Path, tiny_training: dict[str, object]) -> Desk:
     return desk
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("ray_cluster")
 def test_rows_become_latents_once_and_what_is_wrong_has_a_reason(desk: Desk) -> None:
     (desk.folder / "broken.mp4").write_bytes((desk.folder / "a.mp4").read_bytes()[:900])
@@ -169,5 +171,5 @@ def test_a_model_that_cannot_load_stops_the_run_with_one_error(
 
 def test_metadata_without_clips_is_refused(desk: Desk) -> None:
     (desk.folder / "metadata.jsonl").write_text("\n")
-    with pytest.raises(DatasetError, match=r"metadata: .* holds no clip"):
+    with pytest.raises(DatasetError, match=r"metadata: .* has no clip"):
         desk.encode()

@@ -54,13 +54,17 @@ def call_diffusers(
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("guidance_scale", [6.0, 1.0])
+@pytest.mark.parametrize(("guidance_scale", "negative_prompt"), [(6.0, "dark"), (1.0, "")])
 def test_baseline_is_the_same_as_diffusers_bit_for_bit(
-    engine: Engine, config: Config, tiny_folder: Path, photo: Path, guidance_scale: float
+    engine: Engine,
+    config: Config,
+    tiny_folder: Path,
+    photo: Path,
+    guidance_scale: float,
+    negative_prompt: str,
 ) -> None:
-    request = make_request(
-        config, photo, guidance_scale=guidance_scale, negative_prompt="dark", seed=7
-    )
+    fields = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
+    request = make_request(config, photo, **fields, seed=7)
     video = engine.generate(request).video
     assert video.frames.shape == (9, 64, 96, 3)
     np.testing.assert_array_equal(video.frames, call_diffusers(tiny_folder, photo, request))

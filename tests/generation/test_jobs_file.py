@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,8 @@ from PIL import Image
 from vidgen_ray.config import Config, LoRA, Profile
 from vidgen_ray.errors import RequestError, VidgenError
 from vidgen_ray.generation.jobs_file import JobsFile, RowProblem, read_jobs
-from vidgen_ray.generation.jobs_rows import KINDS
 from vidgen_ray.image_io import read_image
-from vidgen_ray.schema import GenerationRequest, derive_seed
+from vidgen_ray.request import derive_seed
 
 CONFIG = Config(profiles={"exact": Profile(), "fast": Profile(num_inference_steps=20)})
 JOB = {"id": "a", "image": "a.png", "prompt": "rain falls"}
@@ -54,11 +54,6 @@ def problems(jobs: JobsFile) -> list[str]:
     return [str(problem) for problem in jobs.problems]
 
 
-def test_every_field_of_a_request_can_be_set() -> None:
-    of_a_template = {"template", "fields"}  # they become the prompt
-    assert KINDS.keys() - of_a_template == GenerationRequest.model_fields.keys()
-
-
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     ("name", "content", "lines"),
@@ -70,6 +65,12 @@ def test_every_field_of_a_request_can_be_set() -> None:
         ("jobs.csv", 'id,image,prompt\na,a.png,rain falls\nb,a.png,"rain falls"\n', [2, 3]),
         ("jobs.csv", "id;image;prompt\r\na;a.png;rain falls\r\n;;\r\nb;a.png;rain falls", [2, 4]),
         ("jobs.CSV", "\nid\timage\tprompt\na\ta.png\train falls\n\nb\ta.png\train falls", [3, 5]),
+        (
+            "jobs.csv",
+            "sep=;\r\nid;image;prompt\r\na;a.png;rain falls\r\nb;a.png;rain falls",
+            [3, 4],
+        ),
+        ("jobs.csv", "sep=,\nid,image,prompt\na,a.png,rain falls\nb,a.png,rain falls", [3, 4]),
         ("jobs.csv", "id , image,prompt,,\na,a.png,rain falls,,\nb,a.png,rain falls,,", [2, 3]),
         ("jobs", line() + "\n" + line(id="b"), [1, 2]),
         ("jobs", f"\n[{line()},\n{line(id='b')}]", [2, 3]),
@@ -87,6 +88,36 @@ def test_each_format_gives_the_same_requests_and_an_editors_line_numbers(
     for job in jobs.requests:
         assert job.request.prompt == "rain falls"
         assert job.request.image == str(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["jobs.jsonl", "jobs.json", "jobs.csv"])
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_only_a_line_feed_ends_a_line(read: Read, name: str, mark: str) -> None:
+    text = f"rain{mark}falls"
+    rows = [json.dumps({**JOB, "id": name, "prompt": text}, ensure_ascii=False) for name in "ab"]
+    contents = {
+        "jobs.jsonl": "\n".join(rows),
+        "jobs.json": f"[{','.join(rows)}]",
+        "jobs.csv": f"id,image,prompt\na,a.png,{text}\nb,b.png,{text}\n",
+    }
+    jobs = read(contents[name], name)
+    assert jobs.problems == []
+    assert [(job.request.id, job.request.prompt) for job in jobs.requests] == [
+        ("a", text),
+        ("b", text),
+    ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a backslash is right")
+@pytest.mark.parametrize("path", ["photos\\a.png", ".\\photos\\a.png", "..\\photos\\a.png"])
+def test_a_relative_path_of_windows_is_one_of_this_machine(
+    read: Read, tmp_path: Path, path: str
+) -> None:
+    (job,) = read(line(image=path, lora=path)).requests
+    expected = str(tmp_path / path.replace("\\", "/"))
+    assert os.path.normpath(job.request.image) == os.path.normpath(expected)
+    assert job.request.lora is not None
+    assert "\\" not in job.request.lora.path
 
 
 def test_a_csv_record_starts_on_its_first_line(read: Read) -> None:
@@ -162,6 +193,18 @@ def test_a_field_left_out_takes_its_default_and_the_seed_follows_the_id(read: Re
         (line(mode="fast"), "mode: input should be 'baseline' or 'optimized', got 'fast'"),
         (line(profile="fast"), "profile: 'fast' needs mode: optimized"),
         (
+            line(negative_prompt="fog", guidance_scale=1),
+            "negative_prompt: has no effect at guidance_scale 1; set guidance_scale above 1",
+        ),
+        (line(image="C:\\photos\\a.png"), "image: must be a path of this machine or a URL, got"),
+        (line(image="\\\\nas\\a.png"), "image: must be a path of this machine or a URL, got"),
+        (line(lora="d:/loras/press"), "lora: must be a path of this machine or a URL, got"),
+        (line(image="photos\new.png"), "image: must be a path without control characters, got"),
+        (
+            '{"id": "a", "image": "p\\\\a.png", "prompt": "p", "fps": 0}',
+            "fps: input should be",
+        ),
+        (
             line(mode="optimized", profile="x"),
             "profile: must be one of ['exact', 'fast'], got 'x'",
         ),
@@ -186,6 +229,10 @@ def test_a_wrong_row_is_a_problem_that_names_line_field_rule_and_value(
         ('{"id": "a" "image": 1}', "line 1: must be valid JSON, got a fault at column 12"),
         (f"{line()} {{}}", f"line 1: must be valid JSON, got a fault at column {len(line()) + 2}"),
         ('{"id":' * 100_000, "line 1: must be valid JSON"),
+        (
+            '{"image": "photos\\desk"}',
+            "line 1: must be valid JSON, got a fault at column 18",
+        ),
         ("7" * 5000, "line 1: must be valid JSON"),
         ("{'id': 'a'}", "line 1: must be valid JSON, got a fault at column 2"),
         ('"a"', "line 1: must be an object"),

@@ -229,7 +229,7 @@ def test_card_shows_score_threshold_attempts_reasons_and_time() -> None:
     assert "Attempts no score 0.598" in text
     assert "it jumps" in text
     assert "Time 32.5 s" in text  # without the 40 s of loading
-    assert "0.598, needs_review, seed 12" in text
+    assert "0.598, rejected, seed 12" in text
 
 
 def test_no_threshold_is_drawn_when_none_is_known() -> None:

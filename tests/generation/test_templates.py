@@ -66,7 +66,7 @@ def test_braces_in_a_value_stay_text(tmp_path: Path) -> None:
         ({**STREET, "fields": {"place": " ", "subject": ["x"]}}, "['place', 'subject']"),
         ({**STREET, "fields": "Lyon"}, "fields: must be an object"),
         ({"template": 5}, "template: must be text, got 5"),
-        ({"fields": {"place": "Lyon"}, "prompt": "x"}, "fields: must stand beside a template"),
+        ({"fields": {"place": "Lyon"}, "prompt": "x"}, "fields: needs a template"),
         ({**STREET, "metadata": {"template": 1}}, "metadata: must not hold template"),
         ({**STREET, "seed": "x"}, "seed: must be an integer"),
         ({"tempalte": "briefing"}, "did you mean 'template'?"),

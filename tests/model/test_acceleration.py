@@ -1,7 +1,5 @@
 """`auto` picks the fastest placement that fits the free VRAM, as measured at full size."""
 
-import json
-import struct
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,12 @@ from vidgen_ray.config import ModelConfig, Profile, load_config
 from vidgen_ray.errors import ConfigError
 from vidgen_ray.model.acceleration import _peak_bytes, choose_options
 from vidgen_ray.model.checkpoint import Checkpoint
+from vidgen_ray.model.part_configs import (
+    PartConfigs,
+    TextEncoderConfig,
+    TransformerConfig,
+    VaeConfig,
+)
 
 FULL_SIZE = {"transformer": 5_570_283_072, "vae": 215_583_907, "text_encoder": 4_762_310_656}
 NUM_PIXELS = 49 * 480 * 720
@@ -18,13 +22,11 @@ NUM_PIXELS = 49 * 480 * 720
 
 @pytest.fixture
 def full_size(tmp_path: Path) -> Checkpoint:
-    """A folder with the headers of the 5B's files, and none of its weights."""
-    for part, count in FULL_SIZE.items():
-        header = {"w": {"dtype": "F16", "shape": [count], "data_offsets": [0, 2 * count]}}
-        text = json.dumps(header).encode()
-        (tmp_path / part).mkdir()
-        (tmp_path / part / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
-    return Checkpoint("5b", tmp_path, 49, 480, 720, True, None)
+    """The sizes of the 5B, without its files."""
+    configs = PartConfigs(TransformerConfig(), VaeConfig(), TextEncoderConfig())
+    checkpoint = Checkpoint("5b", tmp_path, configs, trained=True, hub_commit=None)
+    vars(checkpoint)["num_parameters"] = FULL_SIZE  # a cached property
+    return checkpoint
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from vidgen_ray.model.untrained import SCHEDULE
 from vidgen_ray.schema import resolve_request
 from vidgen_ray.validation.comparison import measure_look
 
-PHOTO = Path(__file__).parents[2] / "data" / "samples" / "sample_image_3.png"
+PHOTO = Path(__file__).parents[2] / "data" / "samples" / "bridge.jpg"
 CONFIG = load_config("nano")
 PAN = "archive footage city hall, pan right"  # with the adapter's trigger
 
@@ -58,6 +58,7 @@ def sharpness(frame: NDArray[np.uint8]) -> float:
     return float(cv2.Laplacian(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
 
 
+@pytest.mark.thorough
 def test_the_clip_starts_with_the_photo_pans_and_is_accepted() -> None:
     generation = make(PAN)
     assert psnr(generation.video.frames[0], generation.image.pixels) > 25

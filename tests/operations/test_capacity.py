@@ -17,24 +17,37 @@ from vidgen_ray.operations.capacity import (
 )
 
 ROOT = Path(__file__).parents[2]
-RATE = Rate("h200", "NVIDIA H200", clip_s=100, cpu_s=10, load_s=20, attempts_per_clip=1.0)
+RATE = Rate("h200", None, "NVIDIA H200", clip_s=100, cpu_s=10, load_s=20, attempts_per_clip=1.0)
 
 
 def fixed(num_replicas: int) -> Scaling:
     return Scaling(num_replicas, num_replicas)
 
 
-def test_rates_are_those_that_were_measured() -> None:
-    rate = choose_rate(read_rates(str(ROOT / "PROJECT_SUMMARY.json")), "h200")
+def test_rates_that_ship_are_those_that_were_measured() -> None:
+    rate = choose_rate(read_rates(), "h200")
     assert rate.device == "NVIDIA H200"
     assert 10 < rate.clip_s < 1000
     assert 0 < rate.cpu_s < 60
-    assert choose_rate(read_rates(str(ROOT / "PROJECT_SUMMARY.json")), None) == rate
+    assert choose_rate(read_rates(), None) == rate
+    assert read_rates() == read_rates(str(ROOT / "PROJECT_SUMMARY.json"))
+
+
+def test_each_measured_profile_has_its_rate() -> None:
+    seconds = {
+        profile: choose_rate(read_rates(), "h200", profile).clip_s
+        for profile in ("baseline", "exact", "int8", "fp8", "fast")
+    }
+    assert choose_rate(read_rates(), "h200").profile == "baseline"
+    assert min(seconds, key=lambda name: -seconds[name]) == "baseline"
+    assert 1.5 < seconds["baseline"] / seconds["exact"] < 1.7
+    with pytest.raises(RequestError, match=r"profile: no rate of 'warp' .*H200; measured: .*exact"):
+        choose_rate(read_rates(), "h200", "warp")
 
 
 def test_a_gpu_that_was_not_measured_is_named_with_those_that_were() -> None:
     with pytest.raises(RequestError, match=r"on a100; measured: .*H200"):
-        choose_rate(read_rates(str(ROOT / "PROJECT_SUMMARY.json")), "a100")
+        choose_rate(read_rates(), "a100")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"batches": 3}', '{"total": 1}'])
@@ -55,7 +68,7 @@ def test_the_fewest_gpus_that_meet_the_deadline() -> None:
 
 
 def test_rejected_clips_count_and_scoring_needs_cores() -> None:
-    twice = Rate("x", "GPU", clip_s=100, cpu_s=60, load_s=0, attempts_per_clip=2.0)
+    twice = Rate("x", None, "GPU", clip_s=100, cpu_s=60, load_s=0, attempts_per_clip=2.0)
     plan = plan_batch(twice, 50, deadline_s=10_060, start_s=0, price_per_gpu_hour=None)
     assert (plan.num_gpus, plan.num_score_cores, plan.cost) == (1, 1, None)
     assert plan.wall_s == 100 * 100 + 60

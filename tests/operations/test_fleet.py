@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.local_cluster import BIN, LocalCluster
+from tests.support.local_cluster import BIN, LocalCluster
 from vidgen_ray.operations.fleet import check_collective
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def vidgen(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProces
 def test_processes_of_one_node_add_up() -> None:
     check = check_collective()
     assert check.ok, check.finding
-    assert "add up" in check.finding
+    assert "all-reduce" in check.finding
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_a_cluster_that_is_well(cluster: LocalCluster, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     for check in ("versions", "clock", "gpu", "cache", "weights", "output"):
         assert done.stdout.count(f"  {check} ") == 3, done.stdout
-    assert "3 of 3 nodes write where this machine reads" in done.stdout
+    assert "3 of 3 nodes write to the storage that this machine reads" in done.stdout
     assert list((tmp_path / "out").rglob("doctor*")) == []
 
 

@@ -249,6 +249,7 @@ def test_every_stage_goes_on_where_it_stopped_and_makes_a_pipeline(
     assert assemble(fitted, text, tmp_path / "checkpoint", tmp_path / "last") < 30e6
 
 
+@pytest.mark.thorough
 def test_a_fitted_decoder_gives_made_clips_more_of_the_texture_that_they_lack(
     small: RecipeConfig,
 ) -> None:
@@ -259,7 +260,7 @@ def test_a_fitted_decoder_gives_made_clips_more_of_the_texture_that_they_lack(
     with torch.no_grad():
         bland = vae._decode(latents).sample
     wanted = (bland + 0.3 * torch.randn_like(bland)).clamp(-1, 1)
-    clips = fit_decoder.MadeClips(latents, ((wanted + 1) * 127.5).round().byte())
+    clips = fit_decoder.GeneratedClips(latents, ((wanted + 1) * 127.5).round().byte())
 
     def missing() -> float:
         with torch.no_grad():

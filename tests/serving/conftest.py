@@ -14,8 +14,8 @@ import httpx
 import pytest
 from serving_process import Server, application
 
-from benchmarks.local_cluster import free_port
-from benchmarks.mixed_load import LENIENT
+from tests.support.local_cluster import free_port
+from tests.support.tiny_model import LENIENT
 from vidgen_ray.serving.http.keys import new_key
 
 WEBHOOK_SECRET = "whsec_" + "c2VjcmV0" * 5
@@ -134,6 +134,7 @@ def server(
     (loras / "not-a-lora.txt").write_text("x")
     keys = folder / "keys.yaml"
     keys.write_text("".join(f"{owner}: {digest}\n" for owner, (_, digest) in api_keys.items()))
+    (folder / "secret").write_text(WEBHOOK_SECRET)
     common = {"lora_folder": str(loras), "model_id": "tiny", "max_image_bytes": 300_000}
     # As in a configuration file: the steps come from a profile where the client names one.
     settings = {**tiny_overrides, "profiles.fast.num_inference_steps": 20}
@@ -144,12 +145,13 @@ def server(
         "settings": {**settings, "quality.max_attempts": 2, "quality.min_temporal_score": 1.0},
         "api_keys_file": str(keys),
         "max_queued_jobs": 2,
+        "max_queued_jobs_per_owner": 2,
         "max_dispatched_jobs": 1,
         "fetch_image_urls": True,
         "wait_timeout_s": 6,
         "webhook_url": hook.url,
         "webhook_hosts": ["hooks.example"],
-        "webhook_secret": WEBHOOK_SECRET,
+        "webhook_secret": f"file:{folder}/secret",
         **common,
     }
     applications = [application("vidgen", "/", plain), application("desks", "/desks", keyed)]

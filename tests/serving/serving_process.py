@@ -18,7 +18,7 @@ import psutil
 import yaml
 from PIL import Image
 
-from benchmarks.local_cluster import free_port
+from tests.support.local_cluster import free_port
 
 T = TypeVar("T")
 
@@ -172,7 +172,7 @@ class Server:
         assert self._process is not None
         found = []
         pattern = f"session_*_{self._process.pid}/logs/serve/replica_*.log"
-        for log in Path("/tmp/ray").glob(pattern):
+        for log in self._ray_folder.glob(pattern):
             for line in log.read_text().splitlines():
                 if f'"message": "{message}"' in line:
                     found.append(json.loads(line))
@@ -181,12 +181,19 @@ class Server:
     def logs(self) -> list[Path]:
         """Every log file of the Ray that runs now, and this server's own."""
         assert self._process is not None
-        found = Path("/tmp/ray").glob(f"session_*_{self._process.pid}/logs/**/*")
+        found = self._ray_folder.glob(f"session_*_{self._process.pid}/logs/**/*")
         return [self.log, *(path for path in found if path.is_file())]
 
     def _all(self) -> list[psutil.Process]:
         assert self._process is not None
         return psutil.Process(self._process.pid).children(recursive=True)
+
+    @property
+    def _ray_folder(self) -> Path:
+        """Where the server's Ray keeps its sessions: RAY_TMPDIR and TMPDIR may move it."""
+        from ray._common.utils import get_default_ray_temp_dir
+
+        return Path(get_default_ray_temp_dir())
 
     @property
     def _serve(self) -> str:

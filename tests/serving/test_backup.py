@@ -10,7 +10,7 @@ import pytest
 from serving_process import Server, application, until
 from test_api import ended, post
 
-from benchmarks.mixed_load import LENIENT
+from tests.support.tiny_model import LENIENT
 from vidgen_ray.video_io import read_video
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]

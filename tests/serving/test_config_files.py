@@ -1,5 +1,7 @@
 """The Serve config files say only what Ray and we know: Ray drops the rest silently."""
 
+import importlib
+import inspect
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from vidgen_ray.config import load_config, shipped_configs
+from vidgen_ray.errors import ConfigError
+from vidgen_ray.serving.app import checked
 from vidgen_ray.serving.arguments import ServingArguments
 
 ROOT = Path(__file__).parents[2]
@@ -83,11 +87,50 @@ def test_an_argument_that_does_not_exist_is_refused() -> None:
         ServingArguments.model_validate({"outptu": "x"})
 
 
-def test_secrets_are_not_in_what_is_logged_of_the_arguments() -> None:
-    arguments = ServingArguments(database="postgresql://u:pass@h/d", webhook_secret="whsec_abc")
-    for text in (repr(arguments), str(arguments)):
-        assert "pass" not in text
-        assert "whsec_" not in text
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("database", "postgresql://u:hunter2@h/d"), ("webhook_secret", "whsec_hunter2")],
+)
+def test_a_secret_in_the_file_is_refused_without_showing_it(field: str, value: str) -> None:
+    with pytest.raises(ValidationError, match="env:NAME or file:PATH") as caught:
+        ServingArguments.model_validate({field: value})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_secrets_come_from_where_they_are_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "whsec_" + "c2VjcmV0" * 5
+    (tmp_path / "secret").write_text(f"{secret}\n")
+    monkeypatch.setenv("DESK_DATABASE", f"sqlite:///{tmp_path}/desk.db")
+    given = {
+        "config": "nano",
+        "output": str(tmp_path / "out"),
+        "webhook_secret": f"file:{tmp_path}/secret",
+        "database": "env:DESK_DATABASE",
+    }
+    arguments, _ = checked(ServingArguments.model_validate(given))
+    assert (arguments.webhook_secret, arguments.database) == (
+        secret,
+        f"sqlite:///{tmp_path}/desk.db",
+    )
+    assert secret not in repr(arguments)
+    for bad in (f"file:{tmp_path}/none", "env:NO_SUCH_NAME"):
+        with pytest.raises(ConfigError, match="webhook_secret"):
+            checked(ServingArguments.model_validate({**given, "webhook_secret": bad}))
+
+
+def test_one_machine_with_four_cpus_and_a_gpu_starts_everything() -> None:
+    tree = read("serve_config.yaml")
+    (app,) = tree["applications"]
+    cpus = gpus = 0.0
+    for entry in app["deployments"]:
+        options = entry.get("ray_actor_options", {})
+        replicas = entry.get("autoscaling_config", {}).get("min_replicas", 1)
+        default = app["args"]["num_cpus_per_score"] if entry["name"] == "Scorer" else 0
+        cpus += replicas * options.get("num_cpus", default)
+        gpus += replicas * options.get("num_gpus", 0)
+    assert (cpus <= 4, gpus) == (True, 1)
 
 
 def test_both_files_stay_on_this_machine() -> None:
@@ -97,3 +140,12 @@ def test_both_files_stay_on_this_machine() -> None:
 
 def test_serve_files_are_no_configurations_of_ours() -> None:
     assert shipped_configs() == ["cogvideox_5b_i2v", "nano"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_serve_can_call_the_builder_that_a_file_names(name: str) -> None:
+    (app,) = read(name)["applications"]
+    module, _, attribute = app["import_path"].partition(":")
+    signature = inspect.signature(getattr(importlib.import_module(module), attribute))
+    (parameter,) = signature.parameters.values()
+    assert parameter.annotation is ServingArguments

@@ -15,7 +15,7 @@ from serving_process import Server, application, picture
 from test_api import ended, post
 from test_jobs import new
 
-from benchmarks.mixed_load import LENIENT
+from tests.support.tiny_model import LENIENT
 from vidgen_ray.config import load_config
 from vidgen_ray.generation.commit import AttemptResult
 from vidgen_ray.schema import resolve_request
@@ -65,7 +65,7 @@ def test_the_next_clip_is_made_while_the_last_one_is_scored(
     async def scenario() -> None:
         one_at_a_time = asyncio.Lock()  # max_ongoing_requests: 1
         both_made = asyncio.Event()
-        generator, scorer = Generator(arguments), Scorer(arguments)
+        generator, scorer = Generator(arguments, config), Scorer(arguments, config.quality)
 
         async def generate(task: ClipTask) -> GeneratorResult | None:
             async with one_at_a_time:
@@ -87,7 +87,7 @@ def test_the_next_clip_is_made_while_the_last_one_is_scored(
             Deployment(commit_or_retry=commit_or_retry),  # type: ignore[arg-type]
         )
         async with asyncio.timeout(60):
-            while store.count().get("completed", 0) < 2:
+            while not all(job.has_ended for job in store.get_many(["a", "b"]).values()):
                 await asyncio.sleep(0.05)
         await dispatcher.__del__()
 
@@ -107,7 +107,7 @@ def test_so_it_is_through_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "quality.max_attempts": 1,
     }
     app = application("vidgen", "/", {"settings": settings, "output": str(tmp_path / "out")})
-    app["import_path"] = "benchmarks.paused_model:build_app"
+    app["import_path"] = "tests.support.paused_model:build_app"
     root = str(Path(__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
     server = Server(tmp_path, [app])

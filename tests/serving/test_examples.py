@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from serving_process import Server, picture
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(300)]
 
 TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 SHELL = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)

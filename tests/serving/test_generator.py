@@ -11,7 +11,7 @@ from ray.util.placement_group import placement_group_table
 from serving_process import picture
 from test_jobs import lease, new
 
-from benchmarks.mixed_load import LENIENT
+from tests.support.tiny_model import LENIENT
 from vidgen_ray.config import load_config
 from vidgen_ray.errors import ConfigError
 from vidgen_ray.generation.attempt import FailedAttempt, GeneratedAttempt
@@ -35,7 +35,7 @@ class Bench:
         self.photo = folder / "photo.png"
         self.photo.write_bytes(picture())
         args = {"config": "nano", "settings": settings, "database": self.url}
-        self.generator = Generator(ServingArguments.model_validate(args))
+        self.generator = Generator(ServingArguments.model_validate(args), self.config)
 
     def task(self, job_id: str, steps: int, image: Path | None = None) -> ClipTask:
         """A job that is leased."""

@@ -13,9 +13,10 @@ from sqlalchemy import Engine, create_engine, event, text
 from vidgen_ray.errors import ConfigError, StoreError
 from vidgen_ray.serving.queue.store import (
     IdempotencyConflict,
+    JobResult,
     JobStore,
     NewJob,
-    Outcome,
+    OwnerQueueFull,
     QueueFull,
 )
 
@@ -114,9 +115,9 @@ def test_a_lease_that_ran_out_is_taken_over_and_its_holder_told(store: JobStore)
     (second,) = lease(store, "d2")
     assert second.tries == 2
     assert not store.step("a", first.lease_token, 1, 4, LEASE_S)
-    assert not store.finish("a", first.lease_token, Outcome("completed"))
+    assert not store.finish("a", first.lease_token, JobResult("completed"))
     assert second.lease_token
-    assert store.finish("a", second.lease_token, Outcome("completed"))
+    assert store.finish("a", second.lease_token, JobResult("completed"))
 
 
 def test_jobs_of_a_silent_dispatcher_are_free_though_a_step_renewed_them(store: JobStore) -> None:
@@ -172,7 +173,7 @@ def test_cancel_ends_a_job_and_its_lease(store: JobStore) -> None:
 def test_cancel_leaves_an_ended_job_as_it_is(store: JobStore) -> None:
     add(store, "a")
     (job,) = lease(store)
-    store.finish("a", job.lease_token, Outcome("completed", record="{}"))
+    store.finish("a", job.lease_token, JobResult("completed", record="{}"))
     kept = store.cancel("a", "desk")
     assert kept is not None
     assert kept.status == "completed"
@@ -227,8 +228,7 @@ def test_nobody_sees_the_jobs_of_another(store: JobStore) -> None:
     jobs, more = store.page("sport", after=None, limit=10, order="desc")
     assert [job.id for job in jobs] == ["b"]
     assert not more
-    with pytest.raises(LookupError):
-        store.page("sport", after="a", limit=10, order="desc")
+    assert store.page("sport", after="a", limit=10, order="desc") == ([], False)
 
 
 @pytest.mark.parametrize(("order", "expected"), [("asc", "abcde"), ("desc", "edcba")])
@@ -242,11 +242,23 @@ def test_pages_follow_each_other(store: JobStore, order: str, expected: str) -> 
     assert seen == expected
 
 
+@pytest.mark.parametrize(("order", "expected"), [("asc", "abcde"), ("desc", "edcba")])
+def test_a_page_follows_a_job_that_was_removed(store: JobStore, order: str, expected: str) -> None:
+    add(store, *"abcde")
+    seen, after, more = "", None, True
+    while more:
+        jobs, more = store.page("desk", after=after, limit=2, order=order)  # type: ignore[arg-type]
+        for job in jobs:
+            store.remove(job.id)
+            seen, after = seen + job.id, job.id
+    assert seen == expected
+
+
 def test_ended_jobs_expire(url: str) -> None:
     store = JobStore(url, retention_s=0.05)
     add(store, "a", "b")
     (job,) = lease(store, limit=1)
-    store.finish("a", job.lease_token, Outcome("failed", error_code="x", error_message="y"))
+    store.finish("a", job.lease_token, JobResult("failed", error_code="x", error_message="y"))
     assert store.expired() == []
     time.sleep(0.1)
     assert store.expired() == ["a"]
@@ -257,9 +269,9 @@ def test_ended_jobs_expire(url: str) -> None:
 def test_the_end_and_its_webhook_are_one_transaction(store: JobStore) -> None:
     add(store, "a", webhook_url="https://desk.example/hook")
     (job,) = lease(store)
-    assert not store.finish("a", "not the token", Outcome("completed"))
+    assert not store.finish("a", "not the token", JobResult("completed"))
     assert store.deliveries.due(10, 60) == []
-    store.finish("a", job.lease_token, Outcome("completed"))
+    store.finish("a", job.lease_token, JobResult("completed"))
     (due,) = store.deliveries.due(10, 60)
     assert json.loads(due.body)["type"] == "video.completed"
     assert json.loads(due.body)["data"] == {"id": "a"}
@@ -282,7 +294,7 @@ def test_a_dispatcher_without_work_writes_nothing(store: JobStore) -> None:
         assert lease(store, lease_s=60) == []
         assert store.deliveries.due(10, 60) == []
         assert commits == []
-        store.finish("a", job.lease_token, Outcome("completed"))
+        store.finish("a", job.lease_token, JobResult("completed"))
         assert len(commits) == 1
     finally:
         event.remove(Engine, "commit", note)
@@ -291,7 +303,7 @@ def test_a_dispatcher_without_work_writes_nothing(store: JobStore) -> None:
 def test_a_locked_database_refuses_writes_and_still_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vidgen_ray.serving.queue.database._BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("vidgen_ray.serving.queue.sqlite_file._BUSY_TIMEOUT_S", 0.2)
     store = JobStore(f"sqlite:///{tmp_path}/jobs.db")
     add(store, "a")
     other = sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)
@@ -335,3 +347,78 @@ def test_the_oldest_wait_is_that_of_the_first_queued_job(store: JobStore) -> Non
         assert store.oldest_wait_s() > 0
         assert store.step(job.id, job.lease_token, 0, 4, LEASE_S)
     assert store.oldest_wait_s() == 0
+
+
+def test_owners_take_turns(store: JobStore) -> None:
+    add(store, *(f"desk{number}" for number in range(4)))
+    add(store, "sport0", "sport1", owner="sport")
+    add(store, "foto0", owner="foto")
+    first = [job.id for job in lease(store, limit=4)]
+    assert first == ["desk0", "sport0", "foto0", "desk1"]
+    # Who has less in work comes first, however long the others have waited.
+    assert [job.id for job in lease(store, limit=3)] == ["sport1", "desk2", "desk3"]
+
+
+def test_no_owner_fills_the_queue_for_all(store: JobStore) -> None:
+    for number in range(3):
+        store.add(new(f"desk{number}"), max_queued=4, max_queued_per_owner=3)
+    with pytest.raises(OwnerQueueFull):
+        store.add(new("desk3"), max_queued=4, max_queued_per_owner=3)
+    store.add(new("sport0", owner="sport"), max_queued=4, max_queued_per_owner=3)
+    with pytest.raises(QueueFull):
+        store.add(new("sport1", owner="sport"), max_queued=4, max_queued_per_owner=3)
+    assert store.count() == {"queued": 4}
+    assert store.count("desk") == {"queued": 3}
+
+
+def test_a_cancelled_job_frees_its_idempotency_key(store: JobStore) -> None:
+    store.add(new("a", idempotency_key="k"), max_queued=9)
+    store.cancel("a")
+    job, is_new = store.add(new("b", idempotency_key="k"), max_queued=9)
+    assert (job.id, is_new) == ("b", True)
+
+
+def test_the_pace_is_that_of_all_generators_together(store: JobStore) -> None:
+    assert store.seconds_per_clip() is None
+    add(store, "a", "b", "c")
+    for job in lease(store):
+        store.step(job.id, job.lease_token, 0, 4, LEASE_S)
+    time.sleep(0.3)
+    for job_id in "abc":
+        job = store.get(job_id)
+        assert job is not None
+        assert job.lease_token
+        store.finish(job_id, job.lease_token, JobResult("completed"))
+        time.sleep(0.05)
+    pace_s = store.seconds_per_clip()
+    assert pace_s is not None
+    assert 0.04 < pace_s < 0.25
+
+
+@pytest.mark.parametrize("jump_s", [-3600, 3600])
+def test_leases_outlive_a_jump_of_the_clock(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    add(store, "a")
+    for job in lease(store):
+        assert job.lease_token
+        store.step(job.id, job.lease_token, 0, 4, LEASE_S)
+    now = time.time
+    monkeypatch.setattr("vidgen_ray.serving.queue.store.time.time", lambda: now() + jump_s)
+    assert lease(store) == []  # its own leases are valid, whatever the clock says
+    assert store.oldest_wait_s() >= 0
+
+
+def test_a_job_is_not_forgotten_when_the_clock_is_set_back(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(store, "lost", "delayed")
+    for job in lease(store):
+        assert job.lease_token
+        store.step(job.id, job.lease_token, 0, 4, LEASE_S)
+        if job.id == "delayed":
+            store.release("delayed", job.lease_token, blame=False, delay_s=5)
+    now = time.time
+    monkeypatch.setattr("vidgen_ray.serving.queue.store.time.time", lambda: now() - 3600)
+    # The dispatcher d1 has died: its leases are said to end in an hour.
+    assert {job.id for job in lease(store, "d2")} == {"lost", "delayed"}

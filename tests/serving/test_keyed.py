@@ -8,11 +8,10 @@ import httpx
 import pytest
 import standardwebhooks
 from conftest import WEBHOOK_SECRET, Hook
-from openai import OpenAI
 from serving_process import Server, until
 from test_api import SLOW, ended, post, problem
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(300)]
 
 
 def client_of(server: Server, key: str | None) -> httpx.Client:
@@ -153,6 +152,8 @@ class TestWebhooks:
         job_id = post(desk, num_inference_steps=1).json()["id"]
         until(lambda: any(job_id.encode() in body for _, body in hook.received), 40)
         headers, body = next(item for item in hook.received if job_id.encode() in item[1])
+        from openai import OpenAI
+
         client = OpenAI(api_key="x", webhook_secret=WEBHOOK_SECRET)
         client.webhooks.verify_signature(body, headers)
         assert json.loads(body)["data"]["id"] == job_id

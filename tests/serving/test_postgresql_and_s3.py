@@ -9,7 +9,7 @@ import pytest
 from serving_process import Server, application
 from test_api import ended, post
 
-from benchmarks.mixed_load import LENIENT
+from tests.support.tiny_model import LENIENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

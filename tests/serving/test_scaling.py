@@ -9,8 +9,8 @@ import pytest
 from serving_process import Server, application, until
 from test_api import ended, post
 
-from benchmarks.local_cluster import free_port
-from benchmarks.mixed_load import LENIENT
+from tests.support.local_cluster import free_port
+from tests.support.tiny_model import LENIENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -9,21 +9,21 @@ from vidgen_ray.errors import ConfigError
 from vidgen_ray.model.checkpoint import open_checkpoint
 from vidgen_ray.model.lora import LoraTransformer, architecture_of
 from vidgen_ray.training.estimate import (
-    Architecture,
     DeviceFacts,
-    estimate,
+    TransformerShape,
+    estimate_step,
     refuse_too_large,
     step_flop,
 )
 
-FULL_SIZE = Architecture(
+FULL_SIZE = TransformerShape(
     num_layers=42,
     width=3072,
     num_tokens=226 + 13 * 30 * 45,
     num_base_parameters=5_570_000_000,
     num_adapter_parameters=132_120_576,
 )
-H200 = DeviceFacts("H200", 139 * 2**30, 790e12)
+H200 = DeviceFacts("H200", 139 * 2**30, 790e12, "bfloat16")
 
 
 def test_the_full_size_needs_1240_tflop_a_sample_with_full_checkpointing() -> None:
@@ -44,7 +44,7 @@ def test_torch_counts_as_much_for_the_linear_layers(tiny_folder) -> None:  # typ
     inputs = (torch.randn(1, 3, 16, 8, 12), torch.randn(1, 3, 16, 8, 12), torch.randn(1, 226, 32))
     with FlopCounterMode(display=False) as counter:
         model(*inputs, torch.tensor([500])).sum().backward()
-    linear, _ = step_flop(Architecture(**sizes), training)
+    linear, _ = step_flop(TransformerShape(**sizes), training)
     counted = sum(
         flop
         for operation, flop in counter.get_flop_counts()["Global"].items()
@@ -56,17 +56,17 @@ def test_torch_counts_as_much_for_the_linear_layers(tiny_folder) -> None:  # typ
 
 def test_a_device_that_is_too_small_is_refused_with_what_to_change() -> None:
     training = TrainingConfig(batch_size=2)
-    needed = estimate(FULL_SIZE, training, "bfloat16", H200, 1)
+    needed = estimate_step(FULL_SIZE, training, H200, 1)
     assert 20 < needed.memory_gb < 60
     refuse_too_large(needed, H200, training)
-    small = DeviceFacts("RTX 3060", 12 * 2**30, 50e12)
+    small = DeviceFacts("RTX 3060", 12 * 2**30, 50e12, "bfloat16")
     with pytest.raises(ConfigError, match=r"needs about .* GB .*batch_size=1.*adamw8bit"):
-        refuse_too_large(estimate(FULL_SIZE, training, "bfloat16", small, 1), small, training)
+        refuse_too_large(estimate_step(FULL_SIZE, training, small, 1), small, training)
 
 
 def test_less_is_estimated_for_what_needs_less() -> None:
     def memory(**training: object) -> float:
-        return estimate(FULL_SIZE, TrainingConfig(**training), "bfloat16", H200, 1).memory_gb  # type: ignore[arg-type]
+        return estimate_step(FULL_SIZE, TrainingConfig(**training), H200, 1).memory_gb  # type: ignore[arg-type]
 
     assert memory(gradient_checkpointing="full") < memory() < memory(gradient_checkpointing="none")
     assert memory(optimizer="adamw8bit") < memory() < memory(ema_decay=0.99)

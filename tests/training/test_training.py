@@ -20,8 +20,9 @@ from vidgen_ray.config import load_config
 from vidgen_ray.errors import ConfigError, DatasetError, EngineError, Interrupted, RequestError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.schema import GenerationRecord
-from vidgen_ray.training.driver import TrainingArguments, run_training
+from vidgen_ray.training.driver import run_training
 from vidgen_ray.training.loop import Trainer
+from vidgen_ray.training.run import TrainingArguments
 from vidgen_ray.training.state import committed_states, load_state
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -76,7 +77,7 @@ def test_a_run_leaves_adapters_metrics_and_a_plot(run: Run) -> None:
     assert "num_epochs: 2" in (run.output / "config.yaml").read_text()
     before = sorted(path.stat().st_mtime_ns for path in run.output.rglob("*.safetensors"))
     run.train(num_epochs=2, ema_decay=0.5)
-    assert "is trained already" in run.said
+    assert "is already trained" in run.said
     assert before == sorted(path.stat().st_mtime_ns for path in run.output.rglob("*.safetensors"))
 
 
@@ -108,11 +109,11 @@ def test_a_run_in_parts_has_the_curve_and_the_weights_of_one_in_whole(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", step_or_die)
-        with pytest.raises(EngineError, match=r"killed; the same command goes on"):
+        with pytest.raises(EngineError, match=r"killed; the same command resumes"):
             other.train(**settings)
     assert len(other.column()) == 10
     other.train(**settings)
-    assert "going on after step 9" in other.said
+    assert "resuming after step 9" in other.said
     assert other.column("step") == list(range(1, 13))
     assert other.column() == pytest.approx(run.column(), abs=1e-5)
     for name, weight in run.weights().items():
@@ -245,12 +246,15 @@ def test_eight_bit_moments_train(run: Run) -> None:
     assert any((weight != 0).any() for name, weight in run.weights().items() if "lora_B" in name)
 
 
-@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
-def test_mlflow_gets_every_step(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_gets_every_step_in_its_default_store(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)  # the default store is a SQLite file in the working folder
     import mlflow
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     run.train(num_epochs=1, trackers=["mlflow"])
+    assert (tmp_path / "mlflow.db").exists()
     experiment = mlflow.get_experiment_by_name("vidgen")
     client = mlflow.MlflowClient()
     (found,) = client.search_runs([experiment.experiment_id])
@@ -273,6 +277,8 @@ def test_a_tracker_that_cannot_start_is_one_clear_error(
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"training\.trackers: wandb cannot start: .*pip install"):
         run.train(num_epochs=1, trackers=["wandb"])
+    assert not (run.output / "run.json").exists()  # it is reported before training begins
+    assert not (run.output / "state").exists()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from benchmarks.mixed_load import LENIENT
+from tests.support.tiny_model import LENIENT
 from vidgen_ray.config import Config, LoRA, load_config
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.artifacts import ArtifactStore
@@ -19,7 +19,7 @@ from vidgen_ray.validation.comparison import measure_look
 from vidgen_ray.validation.driver import ValidationArguments, run_validation
 from vidgen_ray.video_io import read_video
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture(scope="module")

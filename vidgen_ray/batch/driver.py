@@ -205,11 +205,11 @@ def _dataset(todo: list[Attempt], run: Run) -> ray.data.Dataset:
 
 
 def _results(dataset: ray.data.Dataset) -> Iterator[AttemptResult]:
-    """What became of each attempt, as soon as it is done. Raises EngineError for a fatal error."""
+    """What became of each attempt, as soon as it is done. Raises a fatal error, as it is."""
     for row in _rows_as_ready(dataset):
         state = from_row(row)
         if isinstance(state, FatalError):
-            raise EngineError(state.message)
+            raise state.error
         assert isinstance(state, AttemptResult), state  # the last stage makes nothing else
         yield state
 

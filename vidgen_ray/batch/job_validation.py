@@ -11,7 +11,7 @@ import ray.data
 from vidgen_ray.config import Config, LoRA
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.content_hash import hash_content
-from vidgen_ray.generation.jobs_file import Job, JobsFile, RowProblem
+from vidgen_ray.generation.jobs_file import JobRow, JobsFile, RowProblem
 from vidgen_ray.image_io import read_image
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.schema import GenerationRequest
@@ -82,7 +82,7 @@ def _adapter_sha256(
     return found
 
 
-def _check_images(jobs: list[Job], on_cluster: bool) -> dict[int, tuple[str, str | None]]:
+def _check_images(jobs: list[JobRow], on_cluster: bool) -> dict[int, tuple[str, str | None]]:
     """By line: the SHA-256 of the image, and what is wrong with it."""
     if not jobs:
         return {}
@@ -111,7 +111,7 @@ def _check_image(row: dict[str, Any]) -> dict[str, Any]:
     return {"line": row["line"], "sha256": image.sha256, "problem": ""}
 
 
-def _problem(job: Job, error: RequestError) -> RowProblem:
+def _problem(job: JobRow, error: RequestError) -> RowProblem:
     """Our errors begin with the field they are about."""
     field, colon, rest = str(error).partition(": ")
     if not colon or field not in GenerationRequest.model_fields:

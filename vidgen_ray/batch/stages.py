@@ -50,7 +50,7 @@ class FatalError:
     """An error that would fail every clip of the run."""
 
     attempt: Attempt
-    message: str
+    error: VidgenError
 
 
 EndedAttempt = ScoredAttempt | FailedAttempt
@@ -145,7 +145,7 @@ def _run_stage(name: str, expected: type[T], work: Callable[[T], State], row: Ro
         if isinstance(state, expected):
             state = work(state)
     except (ArtifactError, ConfigError) as error:
-        state = FatalError(attempt, f"{type(error).__name__}: {error}")
+        state = FatalError(attempt, error)
     except VidgenError as error:
         state = attempts.fail(attempt, error, name, image)
     except Exception as error:

@@ -8,8 +8,8 @@ import yaml
 from vidgen_ray.config import Config, Profile
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.clip_engine import Generation
-from vidgen_ray.generation.comparison import psnr_db
 from vidgen_ray.generation.engine import Engine
+from vidgen_ray.generation.image_match import psnr_db
 from vidgen_ray.generation.scoring import score_video
 from vidgen_ray.generation.verdict import judge
 from vidgen_ray.model.device import num_cores

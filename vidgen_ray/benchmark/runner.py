@@ -29,6 +29,7 @@ from vidgen_ray.model.device import (
     num_cores,
     peak_vram_gb,
     reset_peak_vram,
+    resolve_dtype,
     use_cpu,
 )
 from vidgen_ray.model.flops import ClipFlops, count_flops, matrix_rate
@@ -135,7 +136,8 @@ def _contestants(
     alternatives: Sequence[str],
 ) -> list[Contestant]:
     """The baseline in every dtype that is needed, then the profiles, then the others."""
-    dtypes: list[Dtype] = [config.model.dtype]
+    plain_dtype = resolve_dtype(config.model.dtype, device)
+    dtypes: list[Dtype] = [plain_dtype]
     accelerated = []
     for name in profiles:
         wanted = request.model_copy(update={"mode": "optimized", "profile": name})
@@ -144,22 +146,20 @@ def _contestants(
         if profile.num_inference_steps and "num_inference_steps" not in config.pinned:
             update = {"num_inference_steps": profile.num_inference_steps}
             wanted = wanted.model_copy(update=update)
-        dtype = config.model.under(profile).dtype
+        dtype = resolve_dtype(config.model.under(profile).dtype, device)
         dtypes.append(dtype)
         accelerated.append(Contestant(name, wanted, dtype, partial(Engine, config)))
 
     def stock(dtype: Dtype) -> Contestant:
-        name = BASELINE if dtype == config.model.dtype else f"{BASELINE} {dtype}"
+        name = BASELINE if dtype == plain_dtype else f"{BASELINE} {dtype}"
         load = partial(load_stock, checkpoint, dtype, device)
         engine = partial(StockEngine, checkpoint, load, checkpoint.source, dtype, device)
         return Contestant(name, request, dtype, engine)
 
     def other(name: str) -> Contestant:
-        dtype = config.model.dtype
-        load = partial(load_alternative, name, dtype, device)
-        return Contestant(
-            name, request, dtype, partial(StockEngine, checkpoint, load, name, dtype, device)
-        )
+        load = partial(load_alternative, name, plain_dtype, device)
+        engine = partial(StockEngine, checkpoint, load, name, plain_dtype, device)
+        return Contestant(name, request, plain_dtype, engine)
 
     plain = [stock(dtype) for dtype in dict.fromkeys(dtypes)] if baseline else []
     return plain + accelerated + [other(name) for name in alternatives]

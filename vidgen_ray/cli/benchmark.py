@@ -9,19 +9,22 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from vidgen_ray.cli.options import ConfigOption, SetOption, StepsOption, generation_overrides
+from vidgen_ray.cli.options import ConfigOption, SetOption, with_generation_options
 from vidgen_ray.config import Config, describe, load_config, parse_overrides
 from vidgen_ray.errors import ArtifactError, ConfigError, RequestError
 
 if TYPE_CHECKING:  # numpy and torch would slow down every `vidgen --help`
+    from vidgen_ray.generation.clip_engine import Generation
     from vidgen_ray.schema import BenchmarkReport, GenerationRequest, ProjectSummary
 
 _console = Console()
 
 
+@with_generation_options("mode", "profile", "lora")
 def benchmark(
     image: Annotated[str, typer.Option(help="Conditioning image: PNG, JPEG or WebP.")],
     prompt: Annotated[str, typer.Option(help="What happens in the clip.")],
+    overrides: dict[str, Any],
     config: ConfigOption = "cogvideox_5b_i2v",
     mode: Annotated[
         Literal["baseline", "optimized", "both"],
@@ -37,7 +40,6 @@ def benchmark(
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Clips of each, after one to warm up.")] = 3,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    num_inference_steps: StepsOption = None,
     csv: Annotated[
         Path, typer.Option(help="The table; plot, page and clips lie beside it.")
     ] = Path("outputs/benchmarks.csv"),
@@ -45,18 +47,16 @@ def benchmark(
         Path, typer.Option(help="The project's summary, which gets this run's snapshot.")
     ] = Path("PROJECT_SUMMARY.json"),
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Weights made on the device: no hub needed.")
+        bool, typer.Option("--random-weights", help="Weights drawn on the device: no hub needed.")
     ] = False,
     architecture: Annotated[
         str, typer.Option(help="Of --random-weights: cogvideox_5b_i2v or tiny.")
     ] = "cogvideox_5b_i2v",
-    settings: SetOption = None,
 ) -> None:
     """Measure the profiles beside a plain diffusers call: time, memory, FLOPs, and what changes.
 
     Exit codes: 0 all measured, 1 infrastructure, 2 bad input, 3 some could not be measured.
     """
-    overrides = generation_overrides(settings, None, None, None, 1.0, num_inference_steps, None)
     if csv.suffix != ".csv":
         raise RequestError(f"csv: must end in .csv, got {csv}")
     known = _read_summary(summary)
@@ -78,28 +78,10 @@ def benchmark(
             repeat=repeat,
             log=lambda line: _console.print(line, style="dim", highlight=False, markup=False),
         )
-    from vidgen_ray.benchmark import page as benchmark_page
-    from vidgen_ray.video_io import write_video
-
-    plot, page = csv.with_suffix(".png"), csv.with_suffix(".html")
-    try:
-        csv.parent.mkdir(parents=True, exist_ok=True)
-        videos = [csv.with_name(f"{csv.stem}-{_file_name(name)}.mp4") for name in clips]
-        for path, clip in zip(videos, clips.values(), strict=True):
-            write_video(path, clip.video)
-        artifacts = [path.as_posix() for path in (csv, plot, page, *videos)]
-        report = report.model_copy(update={"artifacts": artifacts})
-        csv.write_text(benchmark_page.table(report))
-        plot.write_bytes(benchmark_page.plot(report))
-        page.write_text(benchmark_page.page(report, plot.name, csv.name))
-        merged = benchmark_page.summarized(known, csv.stem, report)
-        partial = summary.with_name(f"{summary.name}.partial")
-        partial.write_text(merged.model_dump_json(indent=2) + "\n")
-        partial.replace(summary)
-    except OSError as error:
-        raise ArtifactError(f"csv: {csv.parent} cannot be written: {error}") from None
+    report = _write(csv, summary, known, report, clips)
     _console.print(_as_table(report))
-    _console.print(f"{csv}\n{page}\n{summary}", highlight=False, markup=False)
+    for path in (csv, csv.with_suffix(".html"), summary):
+        _console.print(str(path), highlight=False, markup=False)
     raise typer.Exit(3 if any(row.error for row in report.rows) else 0)
 
 
@@ -151,6 +133,37 @@ def calibrate(
     if output:
         output.write_text(text)
     _console.print(text.rstrip(), highlight=False, markup=False)
+
+
+def _write(
+    csv: Path,
+    summary: Path,
+    known: "ProjectSummary | None",
+    report: "BenchmarkReport",
+    clips: "dict[str, Generation]",
+) -> "BenchmarkReport":
+    """Write table, plot, page, clips and the summary; the report with their names."""
+    from vidgen_ray.addresses import atomic_path
+    from vidgen_ray.benchmark import page as benchmark_page
+    from vidgen_ray.video_io import write_video
+
+    plot, page = csv.with_suffix(".png"), csv.with_suffix(".html")
+    try:
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        videos = [csv.with_name(f"{csv.stem}-{_file_name(name)}.mp4") for name in clips]
+        for path, clip in zip(videos, clips.values(), strict=True):
+            write_video(path, clip.video)
+        artifacts = [path.as_posix() for path in (csv, plot, page, *videos)]
+        report = report.model_copy(update={"artifacts": artifacts})
+        csv.write_text(benchmark_page.table(report))
+        plot.write_bytes(benchmark_page.plot(report))
+        page.write_text(benchmark_page.page(report, plot.name, csv.name))
+        merged = benchmark_page.summarized(known, csv.stem, report)
+        with atomic_path(summary) as partial:
+            partial.write_text(merged.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise ArtifactError(f"csv: {csv.parent} cannot be written: {error}") from None
+    return report
 
 
 def _without_hub(architecture: str, folder: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`vidgen dataset`: annotations and folders of clips to `metadata.jsonl`, and what is in it."""
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,7 +8,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from vidgen_ray.cli.options import ConfigOption, SetOption, absolute
+from vidgen_ray.cli.options import (
+    AddressOption,
+    ConfigOption,
+    SetOption,
+    absolute,
+    ray_address,
+)
 from vidgen_ray.config import load_config, parse_overrides
 from vidgen_ray.errors import RequestError
 
@@ -85,7 +90,7 @@ def download(
 ) -> None:
     """Fetch what a dataset's publisher, or the source you name, offers.
 
-    The same command again goes on where it stopped. SHA256SUMS in the folder holds what the files
+    The same command again resumes. SHA256SUMS in the folder holds what the files
     must be. Exit codes: 0 all there, 2 nothing offered or a file that is not what it was.
     """
     from vidgen_ray.datasets.download import fetch, list_files
@@ -97,7 +102,8 @@ def download(
         _say(f"It cannot be fetched by a program. {facts.obtain}")
         raise typer.Exit(2)
     files = list_files(dataset, source, limit)
-    _say(f"{len(files)} files, {sum(file.size_bytes or 0 for file in files) / 1e6:,.1f} MB")
+    num_bytes = sum(file.size_bytes or 0 for file in files)
+    _say(f"{_counted(len(files), 'file')}, {num_bytes / 1e6:,.1f} MB")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, TransferSpeedColumn(), console=_console, transient=True) as progress:
         for file in files:
@@ -115,16 +121,14 @@ def check(
         str | None, typer.Option(help="Where to write it with marks; default: in its place.")
     ] = None,
     config: ConfigOption = "nano",
-    address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster (auto, host:port); default RAY_ADDRESS, else this machine."),
-    ] = None,
+    address: AddressOption = None,
     settings: SetOption = None,
 ) -> None:
     """Probe every clip: decoding, duration, size, cuts, motion, duplicates. Nothing is deleted.
 
-    Rows get what was found, and marks; a page of plots lies beside them. Thresholds are in the
-    configuration's `check`. Exit codes: 0 done, 1 infrastructure, 2 bad input.
+    The findings and marks are written into the rows, with a page of plots beside the file.
+    Thresholds are in the configuration's `check`. Exit codes: 0 done, 1 infrastructure, 2 bad
+    input.
     """
     tree = load_config(config, parse_overrides(settings or []))
     target = absolute(output or metadata)
@@ -137,13 +141,14 @@ def check(
         metadata=absolute(metadata),
         output=target,
         config=tree,
-        ray_address=address or os.environ.get("RAY_ADDRESS"),
+        ray_address=ray_address(address),
     )
     with native_log():
         summary = run_check(arguments, _console)
-    _say(f"{summary.num_clips:,} clips of {summary.num_rows:,} rows checked")
+    clips, rows = _counted(summary.num_clips, "clip"), _counted(summary.num_rows, "row")
+    _say(f"{clips} of {rows} checked")
     if summary.num_missing_rows:
-        _say(f"  {summary.num_missing_rows:,} rows have no video file yet")
+        _say(f"  without a video file yet: {_counted(summary.num_missing_rows, 'row')}")
     for mark, count in summary.marks.most_common():
         _say(f"  {count:,} {mark}")
     _say(f"Report: {summary.page}")
@@ -151,16 +156,21 @@ def check(
 
 def _say_import(report: "ImportReport", output: str) -> None:
     stem = Path(output).name.removesuffix(".jsonl")
-    _say(f"{output}: {report.num_rows:,} rows of {report.num_clips:,} clips")
+    rows, clips = _counted(report.num_rows, "row"), _counted(report.num_clips, "clip")
+    _say(f"{output}: {rows} of {clips}")
     if report.num_other_clips:
-        _say(f"  {report.num_other_clips:,} clips of another category or split left out")
+        left_out = _counted(report.num_other_clips, "clip")
+        _say(f"  {left_out} of another category or split left out")
     if report.num_missing_clips:
-        _say(
-            f"  {report.num_missing_clips:,} clips ({report.num_missing_rows:,} rows) have no "
-            f"video file yet; {stem}.to_fetch.csv lists them"
-        )
+        clips = _counted(report.num_missing_clips, "clip")
+        rows = _counted(report.num_missing_rows, "row")
+        _say(f"  without a video file yet: {clips} ({rows}); {stem}.to_fetch.csv lists them")
     for rule, count in report.rejected.most_common():
         _say(f"  {count:,} rejected: {rule} ({stem}.rejected.jsonl)")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _say(text: str) -> None:

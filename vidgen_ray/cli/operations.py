@@ -1,4 +1,4 @@
-"""The operators' commands: look at a cluster, put the model on it, say how large it must be."""
+"""The operators' commands: examine a cluster, prefetch the model, plan capacity."""
 
 import os
 import re
@@ -23,7 +23,7 @@ AddressOption = Annotated[
 
 
 def examine_cluster(config: Config, address: str | None, output: str | None) -> bool:
-    """Print what `vidgen doctor --cluster` finds; whether every node can make clips."""
+    """Print the results of `vidgen doctor --cluster`; whether every node can generate clips."""
     from vidgen_ray.cluster.connect import connected
     from vidgen_ray.operations import fleet
 
@@ -45,7 +45,7 @@ def prefetch(
     address: AddressOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Put the model's weights on this machine, or with --address on every node, once.
+    """Download the model's weights to this machine, or with --address to every node, once.
 
     Exit codes: 0 they are there, 1 not on every node, 2 bad configuration.
     """
@@ -70,34 +70,42 @@ def prefetch(
 
 
 def plan(
-    clips: Annotated[int, typer.Option(min=1, help="Clips to make.")],
-    deadline: Annotated[str, typer.Option(help="By when: 90m, 24h, 2d.")] = "24h",
+    clips: Annotated[int, typer.Option(min=1, help="Number of clips.")],
+    deadline: Annotated[str, typer.Option(help="Time until the deadline: 90m, 24h, 2d.")] = "24h",
     gpu: Annotated[
         str | None, typer.Option(help="Part of a measured device's name, such as h200.")
     ] = None,
     price_per_gpu_hour: Annotated[
         float | None, typer.Option(min=0, help="In your currency; gives the cost.")
     ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="A measured profile, such as exact. Default: baseline.")
+    ] = None,
     rates: Annotated[
-        str, typer.Option(help="PROJECT_SUMMARY.json, or the summary.json of a batch of yours.")
-    ] = "PROJECT_SUMMARY.json",
+        str | None,
+        typer.Option(
+            help="summary.json of a batch of yours, or a PROJECT_SUMMARY.json. Default: the rates "
+            "that were measured for the documentation."
+        ),
+    ] = None,
     start: Annotated[
-        str, typer.Option(help="How long a GPU node takes to come up, before weights load.")
+        str, typer.Option(help="Time to start a GPU node, before weights load.")
     ] = "5m",
     arrivals_per_hour: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Also simulate a server that is asked this often, at random."),
+        typer.Option(min=0.001, help="Also simulate a server with this rate of random requests."),
     ] = None,
     min_replicas: Annotated[int, typer.Option(min=0, help="Of the simulated server.")] = 1,
     max_replicas: Annotated[int, typer.Option(min=1, help="Of the simulated server.")] = 8,
 ) -> None:
-    """Say how many GPUs, hours and how much money clips take, from measured rates.
+    """Print how many GPUs, hours and how much money clips take, from measured rates.
 
     Exit codes: 0 there is a plan, 2 there is none: no rate for this GPU, or too near a deadline.
     """
     from vidgen_ray.operations import capacity
 
-    rate = capacity.choose_rate(capacity.read_rates(rates), gpu)
+    measured = capacity.read_rates(rates)
+    rate = capacity.choose_rate(measured, gpu, profile)
     start_s = _seconds("start", start)
     batch = capacity.plan_batch(
         rate,
@@ -108,12 +116,21 @@ def plan(
     )
     _print(
         f"rate:   {rate.clip_s:.1f} s of {rate.device} a clip and {rate.cpu_s:.1f} s of a CPU core "
-        f"({rate.name}), {rate.attempts_per_clip:.2f} attempts a clip"
+        f"({rate.name}{f', {rate.profile}' if rate.profile else ''}), "
+        f"{rate.attempts_per_clip:.2f} attempts a clip"
     )
+    others = [
+        f"{each.profile} {each.clip_s:.1f} s"
+        for each in capacity.rates_on(measured, gpu)
+        if each.profile not in {None, rate.profile} and each.device == rate.device
+    ]
+    if others:
+        _print(f"        other profiles: {', '.join(others)} (--profile)")
     cost = "" if batch.cost is None else f", costs {batch.cost:,.2f}"
     _print(
-        f"batch:  {clips} clips in {batch.wall_s / 3600:.1f} h on {batch.num_gpus} GPUs: "
-        f"{batch.gpu_hours:.1f} GPU-hours{cost}; {batch.num_score_cores} CPU cores to score"
+        f"batch:  {_count(clips, 'clip')} in {batch.wall_s / 3600:.1f} h on "
+        f"{_count(batch.num_gpus, 'GPU')}: {batch.gpu_hours:.1f} GPU-hours{cost}; "
+        f"{_count(batch.num_score_cores, 'CPU core')} to score"
     )
     if arrivals_per_hour is None:
         return
@@ -125,9 +142,9 @@ def plan(
     hours = max(24.0, 2000 / arrivals_per_hour)
     if arrivals_per_hour * rate.attempts_per_clip * rate.clip_s / 3600 >= max_replicas:
         raise RequestError(
-            f"max_replicas: {max_replicas} GPUs make "
+            f"max_replicas: {max_replicas} GPUs generate "
             f"{max_replicas * 3600 / rate.clip_s / rate.attempts_per_clip:.0f} clips an hour, less "
-            f"than the {arrivals_per_hour:g} that come: the queue would grow for ever; allow more"
+            f"than the {arrivals_per_hour:g} requests: the queue would grow without bound; raise it"
         )
     arrivals = capacity.poisson_arrivals(arrivals_per_hour, hours)
     waiting = capacity.simulate(arrivals, rate.clip_s * rate.attempts_per_clip, scaling)
@@ -137,9 +154,9 @@ def plan(
         else (f", {waiting.mean_replicas * price_per_gpu_hour:.2f} an hour")
     )
     _print(
-        f"server: {waiting.num_clips} clips at random over {hours:.0f} h wait "
+        f"server: {waiting.num_clips} random requests over {hours:.0f} h wait "
         f"{waiting.p50_s:.0f} s (median), {waiting.p99_s:.0f} s (p99); "
-        f"{waiting.mean_replicas:.1f} GPUs on average, {waiting.utilisation:.0%} at work{price}"
+        f"{waiting.mean_replicas:.1f} GPUs on average, {waiting.utilisation:.0%} busy{price}"
     )
 
 
@@ -154,6 +171,10 @@ def _seconds(name: str, text: str) -> float:
     if match is None:
         raise RequestError(f"{name}: must be a number with s, m, h or d such as 24h, got {text!r}")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _print(line: str) -> None:

@@ -1,19 +1,19 @@
 """From clips to an adapter: `vidgen encode`, `vidgen train`."""
 
-import os
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from vidgen_ray.cli.options import ConfigOption, SetOption, absolute, is_temporary
+from vidgen_ray.cli.options import (
+    AddressOption,
+    ConfigOption,
+    SetOption,
+    absolute,
+    check_output,
+    ray_address,
+)
 from vidgen_ray.config import load_config, parse_overrides
-from vidgen_ray.errors import RequestError
-
-AddressOption = Annotated[
-    str | None,
-    typer.Option(help="Ray cluster (auto, host:port); default RAY_ADDRESS, else this machine."),
-]
 
 _console = Console()
 
@@ -31,15 +31,15 @@ def encode(
     stopped by signal n.
     """
     tree = load_config(config, parse_overrides(settings or []))  # before imports that take seconds
-    _refuse_temporary(output)
+    folder = check_output(output)
     from vidgen_ray.cluster.connect import native_log
     from vidgen_ray.encoding.driver import EncodingArguments, run_encoding
 
     arguments = EncodingArguments(
         metadata=absolute(metadata),
-        output=absolute(output),
+        output=folder,
         config=tree,
-        ray_address=address or os.environ.get("RAY_ADDRESS"),
+        ray_address=ray_address(address),
     )
     with native_log():
         raise typer.Exit(run_encoding(arguments, _console))
@@ -57,30 +57,23 @@ def train(
     address: AddressOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Train a LoRA adapter. The same command again goes on from the last checkpoint.
+    """Train a LoRA adapter. The same command again resumes from the last checkpoint.
 
     Exit codes: 0 trained, 1 infrastructure, 2 bad input or it cannot fit, 128 + n stopped by signal
     n after a checkpoint.
     """
     tree = load_config(config, parse_overrides(settings or []))
-    _refuse_temporary(output)
+    folder = check_output(output)
     from vidgen_ray.cluster.connect import native_log
-    from vidgen_ray.training.driver import TrainingArguments, run_training
+    from vidgen_ray.training.driver import run_training
+    from vidgen_ray.training.run import TrainingArguments
 
     arguments = TrainingArguments(
         latents=absolute(latents),
-        output=absolute(output),
+        output=folder,
         config=tree,
         num_workers=num_workers,
-        ray_address=address or os.environ.get("RAY_ADDRESS"),
+        ray_address=ray_address(address),
     )
     with native_log():
         run_training(arguments, _console)
-
-
-def _refuse_temporary(output: str) -> None:
-    if is_temporary(output):
-        raise RequestError(
-            "output: must be an absolute path or a URL in a Ray job, whose working folder is "
-            f"removed after it, got {output!r}"
-        )

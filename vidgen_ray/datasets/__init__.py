@@ -1,1 +1,1 @@
-"""Annotations of others, and folders of clips, as `metadata.jsonl`."""
+"""Convert dataset annotations and folders of clips to `metadata.jsonl`, and check them."""

@@ -1,8 +1,7 @@
-"""Every clip of a metadata file looked at, on Ray Data; what was found goes beside its row."""
+"""Probe every clip of a metadata file on Ray Data and write the results into its rows."""
 
-import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidgen_ray.cluster.connect import connected
+from vidgen_ray.cluster.rows import iter_rows_as_ready
 from vidgen_ray.config import CheckConfig, Config
 from vidgen_ray.datasets.check_report import render_check
 from vidgen_ray.datasets.duplicates import find_duplicates
 from vidgen_ray.datasets.metadata import read_metadata, write_metadata, writing
 from vidgen_ray.datasets.probing import probe
 from vidgen_ray.schema import Clip, ClipCheck
-
-logger = logging.getLogger(__name__)
 
 Span = tuple[str, float | None, float | None]  # address, start and end in seconds
 
@@ -38,7 +36,7 @@ class CheckArguments:
 
 @dataclass(frozen=True)
 class CheckSummary:
-    """Counts of a check: rows, those without a video file, clips, and clips by mark."""
+    """Counts of rows, rows without a video file, clips, and clips by mark."""
 
     num_rows: int
     num_missing_rows: int
@@ -48,46 +46,44 @@ class CheckSummary:
 
 
 def run_check(arguments: CheckArguments, console: Console) -> CheckSummary:
-    """Probe each clip once, whatever its number of captions, and write the rows with `check`.
+    """Probe each clip once, however many captions it has, and write its rows with `check`.
 
-    No row is removed. A page of plots lies beside the output. Raises DatasetError.
+    No row is removed. A page of plots is written beside the output. Raises DatasetError.
     """
     first_ids: dict[Span, str] = {}
     num_rows = num_missing = 0
     for clip in read_metadata(arguments.metadata):
         num_rows += 1
+        num_missing += clip.missing is not None
         if clip.missing is None:
             first_ids.setdefault(_span(clip), clip.id)
-        else:
-            num_missing += 1
-    spans = list(first_ids)
+    spans, ids = list(first_ids), list(first_ids.values())
     with connected(arguments.ray_address):
         checks = _probe_all(spans, arguments.config.check, console)
-    hashes = [check.perceptual_hash for check in checks]
-    names = list(first_ids.values())
-    max_distance = arguments.config.check.max_hash_distance
-    for index, original in find_duplicates(hashes, max_distance).items():
-        marks = [*checks[index].marks, "duplicate"]
-        checks[index] = checks[index].model_copy(
-            update={"marks": marks, "duplicate_of": names[original]}
-        )
+    checks = _with_duplicates(checks, ids, arguments.config.check.max_hash_distance)
     by_span = dict(zip(spans, checks, strict=True))
     write_metadata(arguments.output, _checked(arguments.metadata, by_span))
-    summary = CheckSummary(
-        num_rows=num_rows,
-        num_missing_rows=num_missing,
-        num_clips=len(spans),
-        marks=Counter(mark for check in checks for mark in check.marks),
-        page=f"{arguments.output.removesuffix('.jsonl')}.check.html",
-    )
-    found = list(zip(names, (span[0] for span in spans), checks, strict=True))
-    with writing(summary.page) as file:
+    page = f"{arguments.output.removesuffix('.jsonl')}.check.html"
+    found = list(zip(ids, (address for address, *_ in spans), checks, strict=True))
+    with writing(page) as file:
         file.write(render_check(found, num_rows, num_missing))
-    return summary
+    marks = Counter(mark for check in checks for mark in check.marks)
+    return CheckSummary(num_rows, num_missing, len(spans), marks, page)
 
 
 def _span(clip: Clip) -> Span:
     return clip.video, clip.start_s, clip.end_s
+
+
+def _with_duplicates(checks: list[ClipCheck], ids: list[str], max_distance: int) -> list[ClipCheck]:
+    """The checks, with a mark on each clip that looks like an earlier one."""
+    checks = list(checks)
+    hashes = [check.perceptual_hash for check in checks]
+    for index, original in find_duplicates(hashes, max_distance).items():
+        marks = [*checks[index].marks, "duplicate"]
+        changes = {"marks": marks, "duplicate_of": ids[original]}
+        checks[index] = checks[index].model_copy(update=changes)
+    return checks
 
 
 def _checked(metadata: str, checks: dict[Span, ClipCheck]) -> Iterator[Clip]:
@@ -97,13 +93,13 @@ def _checked(metadata: str, checks: dict[Span, ClipCheck]) -> Iterator[Clip]:
 
 
 def _probe_all(spans: list[Span], settings: CheckConfig, console: Console) -> list[ClipCheck]:
-    """What is in each span, in their order."""
+    """The check of each span, in their order."""
     found: dict[int, ClipCheck] = {}
     columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("clips", total=len(spans))
-        # A file that kills its process takes the clips of its block with it: these are probed
-        # again one a block, and what is lost then is the culprit.
+        # A file that crashes its worker loses the whole block, so the clips of lost blocks are
+        # probed again one a block, and those lost again are the ones that crash.
         for num_blocks in (min(len(spans), _MAX_BLOCKS), len(spans)):
             left = [index for index in range(len(spans)) if index not in found]
             for index, check in _probe(left, spans, settings, min(num_blocks, len(left))):
@@ -127,20 +123,16 @@ def _probe(
             _probe_row,
             fn_args=(settings,),
             num_cpus=settings.num_cpus_per_task,
-            ray_remote_args_fn=_tried_twice,
+            ray_remote_args_fn=_retry_once,
         )
-        tables: Iterable[Any] = dataset.iter_batches(
-            batch_size=None, prefetch_batches=0, batch_format="pyarrow"
-        )
-        for table in tables:
-            for row in table.to_pylist():
-                yield row["index"], ClipCheck.model_validate_json(row["check"])
+        for row in iter_rows_as_ready(dataset):
+            yield row["index"], ClipCheck.model_validate_json(row["check"])
     finally:
         context.max_errored_blocks = before
 
 
-def _tried_twice() -> dict[str, int]:
-    return {"max_retries": 1}  # Ray Data's own default is to try forever
+def _retry_once() -> dict[str, int]:
+    return {"max_retries": 1}  # Ray Data's default is to retry for ever
 
 
 def _probe_row(row: dict[str, Any], settings: CheckConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The page of a check: what the clips are like, and which of them need a look."""
+"""Render the HTML page of a check: distributions of the clips and the marked ones."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,8 +18,9 @@ MARKS = {
     "undecodable": "the file does not decode",
     "short": "shorter than a training clip",
     "slow": "fewer frames a second than a training clip",
-    "small": "smaller than it should be",
-    "cut": "holds a cut to another shot",
+    "small": "shorter side under the minimum",
+    "interlaced": "interlaced: moving edges show combs; deinterlace it",
+    "cut": "contains a cut to another shot",
     "static": "hardly moves",
     "duplicate": "looks like an earlier clip",
 }
@@ -27,7 +28,7 @@ MARKS = {
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of a histogram: from, up to, how many, and its height in percent."""
+    """A bar of a histogram: its range, count, and height in percent."""
 
     start: float
     end: float
@@ -37,7 +38,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How a measure is spread over the clips; the last bar also holds the largest twentieth."""
+    """The distribution of a measure; the last bar also counts the largest 5 %."""
 
     title: str
     unit: str
@@ -48,7 +49,7 @@ class Histogram:
 def render_check(
     found: Sequence[tuple[str, str, ClipCheck]], num_rows: int, num_missing_rows: int
 ) -> str:
-    """The page for clips, each with its id, its address and what was found."""
+    """The page of `found`, each clip with its id, address and check."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -68,7 +69,7 @@ def render_check(
         num_rows=num_rows,
         num_missing_rows=num_missing_rows,
         num_clips=len(found),
-        num_sound=len(found) - len(marked),
+        num_unmarked=len(found) - len(marked),
         marks=[(mark, MARKS[mark], counts[mark]) for mark in MARKS if counts[mark]],
         histograms=[histogram for histogram in histograms if histogram],
         marked=marked[:MAX_ROWS],
@@ -80,7 +81,7 @@ def _histogram(title: str, unit: str, values: Sequence[float | None]) -> Histogr
     known = np.array([value for value in values if value is not None], float)
     if not known.size:
         return None
-    # A few very long clips would squeeze all others into one bar.
+    # A few very long clips would squeeze all other clips into one bar.
     top = max(float(np.quantile(known, 0.95)), float(known.min()) + 1e-9)
     counts, edges = np.histogram(np.minimum(known, top), _NUM_BARS, (float(known.min()), top))
     bars = [

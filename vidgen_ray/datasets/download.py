@@ -1,4 +1,4 @@
-"""A dataset's files from where they are offered: resumed where they broke off, and checksummed."""
+"""Download a dataset's files with resume and checksums."""
 
 import hashlib
 import os
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 
@@ -19,15 +20,18 @@ CHECKSUMS = "SHA256SUMS"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _CHUNK_BYTES = 8_000_000
+# Base classes of aiohttp, of httpx and its forks, and of Python: by name, because which of the
+# libraries is there depends on the backend.
+_NETWORK_ERRORS = {"ClientConnectionError", "TransportError", "ConnectionError", "TimeoutError"}
 _ARCHIVE = ".zip"
 _FILE_SUFFIXES = {".zip", ".json", ".jsonl", ".csv", ".txt", ".gz", ".tar", *VIDEO_SUFFIXES}
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that is offered: where it lies, its name below the output, its size if it is told.
+    """A file at the source, its name below the output folder, and its size if reported.
 
-    `version` changes with the content, as far as the source tells.
+    `version` changes with the content if the source reports an ETag, time or CRC.
     """
 
     filesystem: Any
@@ -39,7 +43,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A file that is there now; `is_new` is False for one that was there before."""
+    """A complete local file; `is_new` is False if it existed before."""
 
     name: str
     size_bytes: int
@@ -47,11 +51,11 @@ class Downloaded:
 
 
 def list_files(dataset: DatasetName, source: str | None, limit: int | None) -> list[RemoteFile]:
-    """What is to be fetched of a dataset.
+    """The files of a dataset to download.
 
     `source` is a hub id (`owner/name`), a file, an archive, or a folder at any fsspec address;
-    None means where the dataset is offered. `limit` counts videos, and with it an archive is not
-    fetched whole: its annotations are, and that many of its videos. Raises DatasetError.
+    None means the dataset's usual place. `limit` counts videos; with it only that many videos and
+    the annotations are fetched from inside an archive. Raises DatasetError.
     """
     facts = DATASETS[dataset]
     address = source or facts.address
@@ -71,6 +75,11 @@ def list_files(dataset: DatasetName, source: str | None, limit: int | None) -> l
         else:
             files = list(_inside(*fsspec.url_to_fs(address)))
     except Exception as error:  # every fsspec backend has errors of its own
+        if unreachable := _unreachable(error):
+            raise DatasetError(
+                f"source: cannot reach {_host(address)} ({unreachable}); check this machine's "
+                "network, DNS and proxy, or give a local copy with --source"
+            ) from error
         raise DatasetError(
             f"source: {address!r} cannot be read: {one_line(error)}; give another with --source"
         ) from error
@@ -82,10 +91,10 @@ def list_files(dataset: DatasetName, source: str | None, limit: int | None) -> l
 def fetch(
     file: RemoteFile, output: Path, on_bytes: Callable[[int], None] | None = None
 ) -> Downloaded:
-    """Fetch one file into the folder `output`; a part that is there already is not fetched again.
+    """Fetch one file into the folder `output`, continuing a partial download.
 
-    Its SHA-256 goes into `SHA256SUMS`; one that stands there, of an earlier download or of the
-    publisher, must agree. Raises DatasetError.
+    Its SHA-256 is appended to `SHA256SUMS`; one that is already listed, by an earlier download or
+    the publisher, must match. Raises DatasetError.
     """
     if file.name == CHECKSUMS:
         return _adopt_checksums(file, output)
@@ -102,8 +111,8 @@ def fetch(
         _copy(file, partial, on_bytes or (lambda num_bytes: None))
     except Exception as error:  # every fsspec backend has errors of its own
         raise DatasetError(
-            f"source: {file.name} broke off: {one_line(error)}; run the same command again: what "
-            "is there is kept"
+            f"source: the download of {file.name} failed: {one_line(error)}; run the same command "
+            "again to resume it"
         ) from error
     digest = sha256_of(partial)
     try:
@@ -119,13 +128,13 @@ def fetch(
 
 
 def read_checksums(path: Path) -> dict[str, str]:
-    """Digests by file name of a `SHA256SUMS`; none without a file."""
+    """Digests by file name of a `SHA256SUMS`; empty if there is no such file."""
     return parse_checksums(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def parse_checksums(text: str) -> dict[str, str]:
-    """Digests by file name, of lines as sha256sum writes them; the first of a name counts."""
-    lines = [line.split(maxsplit=1) for line in reversed(text.splitlines())]
+    """Digests by file name, of lines as sha256sum writes them; the first one of a name wins."""
+    lines = [line.strip().split(maxsplit=1) for line in reversed(text.split("\n"))]
     return {line[1].lstrip("*"): line[0].lower() for line in lines if len(line) == 2}
 
 
@@ -142,12 +151,31 @@ def _is_file(address: str) -> bool:
 def _published_checksums(address: str) -> list[RemoteFile]:
     try:
         return list(_one(f"{address}/{CHECKSUMS}", None))
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if _unreachable(error):
+            raise
         return []
 
 
+def _unreachable(error: BaseException) -> str | None:
+    """The network error behind a library's error, one line; None if the source answered.
+
+    fsspec reports a host that cannot be reached as FileNotFoundError with the cause attached.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if _NETWORK_ERRORS & {kind.__name__ for kind in type(cause).__mro__}:
+            return one_line(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _host(address: str) -> str:
+    return "huggingface.co" if address.startswith("hf://") else urlsplit(address).netloc or address
+
+
 def _adopt_checksums(file: RemoteFile, output: Path) -> Downloaded:
-    """Add what the publisher says of files that are not known yet to our own list."""
+    """Add the publisher's digests of files that are not listed yet to our own list."""
     output.mkdir(parents=True, exist_ok=True)
     text = file.filesystem.cat_file(file.path).decode("utf-8", errors="replace")
     ours = output / CHECKSUMS
@@ -180,7 +208,7 @@ def _remote(filesystem: Any, path: str, name: str, info: dict[str, Any]) -> Remo
 
 
 def _limited(files: list[RemoteFile], limit: int | None) -> list[RemoteFile]:
-    """Checksums and annotations first, then videos up to the limit."""
+    """Checksums and annotations first, then at most `limit` videos."""
     files = sorted(files, key=lambda file: file.name != CHECKSUMS)
     videos = [file for file in files if PurePosixPath(file.name).suffix.lower() in VIDEO_SUFFIXES]
     others = [file for file in files if file not in videos]
@@ -188,21 +216,21 @@ def _limited(files: list[RemoteFile], limit: int | None) -> list[RemoteFile]:
 
 
 def _tag(file: RemoteFile) -> str:
-    """Names the remote version, so that parts of two versions are never joined."""
+    """A tag of the remote version, so that parts of two versions are never joined."""
     return hashlib.sha256(f"{file.size_bytes}/{file.version}".encode()).hexdigest()[:8]
 
 
 def _copy(file: RemoteFile, partial: Path, on_bytes: Callable[[int], None]) -> None:
     try:
         _copy_rest(file, partial, on_bytes)
-    except ValueError:  # what fsspec raises for a server that knows no ranges
+    except ValueError:  # fsspec's error for a server without range requests
         file.filesystem.get_file(file.path, str(partial))
     if file.size_bytes not in (None, partial.stat().st_size):
         raise OSError(f"got {partial.stat().st_size} of {file.size_bytes} bytes")
 
 
 def _copy_rest(file: RemoteFile, partial: Path, on_bytes: Callable[[int], None]) -> None:
-    """Go on after what is there; what has come stays when the source breaks off."""
+    """Append the missing bytes; those received before an error are kept."""
     with (
         partial.open("ab") as target,
         file.filesystem.open(file.path, "rb", cache_type="none") as source,
@@ -218,6 +246,6 @@ def _copy_rest(file: RemoteFile, partial: Path, on_bytes: Callable[[int], None])
 def _check(name: str, digest: str, known: dict[str, str]) -> None:
     if known.get(name, digest) != digest:
         raise DatasetError(
-            f"output: {name} has the SHA-256 {digest}, but {CHECKSUMS} says {known[name]}; remove "
+            f"output: {name} has the SHA-256 {digest}, but {CHECKSUMS} has {known[name]}; remove "
             "the file, or the line if the publisher has a new version, and run again"
         )

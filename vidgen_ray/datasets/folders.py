@@ -1,26 +1,25 @@
-"""Folders of clips with captions, in the layouts that trainers use and people therefore have.
-
-A table (`metadata.csv`, `.json`, `.jsonl`, `videos2caption.json`) as of finetrainers, FastVideo,
-VideoX-Fun and DiffSynth; aligned lists (`prompts.txt`, `videos.txt`, `images.txt`) as of CogVideo
-and finetrainers; or a text file beside each clip (`a.mp4`, `a.txt`).
-"""
+"""Read folders of clips with captions in the layouts that trainers use."""
 
 import json
 from collections.abc import Iterator
 from itertools import zip_longest
-from pathlib import PurePosixPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import fsspec
 
-from vidgen_ray.addresses import folder_of, one_line
+from vidgen_ray.addresses import folder_of, missing_file, one_line
 from vidgen_ray.datasets.entries import (
     Entry,
     Rejected,
     VideoFile,
     caption_fault,
     csv_rows,
+    first_of,
     json_items,
+    posix_path,
+    seconds_of,
+    video_names,
 )
 from vidgen_ray.datasets.metadata import reading
 from vidgen_ray.datasets.videos import VIDEO_SUFFIXES
@@ -31,22 +30,27 @@ _PROMPTS = ("prompts.txt", "prompt.txt")
 _VIDEO_KEYS = ("video", "file_name", "video_path", "file_path", "path")
 _CAPTION_KEYS = ("caption", "prompt", "text", "cap")
 _IMAGE_KEYS = ("image", "image_path", "input_image", "first_frame")
+_START_KEYS = ("start_s", "start", "start_time")
+_END_KEYS = ("end_s", "end", "end_time")
+_LICENCE_KEYS = ("licence", "license")
 
 
 def read_entries(address: str) -> Iterator[Entry | Rejected]:
-    """The clips of a folder, or of a table in one. Raises DatasetError for any other layout."""
+    """The clips of a folder, or of a table in one. Raises DatasetError for any other layout.
+
+    A table (`metadata.csv`, `.json`, `.jsonl`, `videos2caption.json`) as of finetrainers,
+    FastVideo, VideoX-Fun and DiffSynth; aligned lists (`prompts.txt`, `videos.txt`, `images.txt`)
+    as of CogVideo and finetrainers; or a text file beside each clip (`a.mp4`, `a.txt`).
+    """
     try:
         filesystem, root = fsspec.url_to_fs(address)
         is_file = filesystem.isfile(root)
-        names = (
-            set()
-            if is_file
-            else {PurePosixPath(path).name for path in filesystem.ls(root, detail=False)}
-        )
+        paths = [] if is_file else filesystem.ls(root, detail=False)
     except FileNotFoundError:
-        raise DatasetError(f"source: no such file or folder: {address!r}; mend the path") from None
+        raise DatasetError(f"source: {missing_file(address)}") from None
     except (OSError, ImportError, ValueError) as error:
         raise DatasetError(f"source: cannot be read: {address!r}: {one_line(error)}") from error
+    names = {PurePosixPath(path).name for path in paths}
     folder = address.rstrip("/")
     if is_file:
         yield from _table(address)
@@ -59,7 +63,7 @@ def read_entries(address: str) -> Iterator[Entry | Rejected]:
 
 
 def folder_of_source(address: str) -> str:
-    """The folder in which the videos of `address`, a folder or a table in one, are looked for."""
+    """The folder that holds the videos of `address`, a folder or a table in one."""
     filesystem, root = fsspec.url_to_fs(address)
     return folder_of(address) if filesystem.isfile(root) else address
 
@@ -67,7 +71,7 @@ def folder_of_source(address: str) -> str:
 def _table(address: str) -> Iterator[Entry | Rejected]:
     suffix = PurePosixPath(address).suffix.lower()
     rows: Iterator[tuple[str, Any]]
-    if suffix == ".csv":
+    if suffix in {".csv", ".tsv"}:
         rows = csv_rows(address, set())
     elif suffix == ".json":
         rows = json_items(address, "item")
@@ -93,45 +97,70 @@ def _json_lines(address: str) -> Iterator[tuple[str, Any]]:
 
 
 def _row(where: str, number: int, row: Any) -> Entry | Rejected:
+    """A clip from a row with column names in any case."""
     if not isinstance(row, dict):
         return Rejected(where, "is no object with a video and a caption")
-    video = _first(row, _VIDEO_KEYS)
+    row = {str(name).strip().lower(): value for name, value in row.items()}
+    video = first_of(row, _VIDEO_KEYS)
     if not isinstance(video, str) or not video.strip():
         return Rejected(where, f"names no video (one of {', '.join(_VIDEO_KEYS)})")
-    video = video.strip()
-    if (
-        row.get("type", "video") != "video"
-        or PurePosixPath(video).suffix.lower() not in VIDEO_SUFFIXES
-    ):
+    path = PurePosixPath(posix_path(video))
+    if row.get("type", "video") != "video" or path.suffix.lower() not in VIDEO_SUFFIXES:
         return Rejected(where, "is no video", video)
-    captions = _first(row, _CAPTION_KEYS)
+    captions = first_of(row, _CAPTION_KEYS)
     listed = captions if isinstance(captions, list) else [captions]
-    if fault := next(filter(None, map(caption_fault, listed)), None) or (
-        not listed and "has no caption"
-    ):
+    if fault := next(filter(None, map(caption_fault, listed or [None])), None):
         return Rejected(where, fault, video)
-    image = _first(row, _IMAGE_KEYS)
     many = len(listed) > 1
+    texts = [
+        (f"{number}.{index}" if many else str(number), caption.strip())
+        for index, caption in enumerate(listed)
+    ]
+    return _with_details(where, video, texts, row)
+
+
+def _with_details(
+    where: str, video: str, captions: list[tuple[str, str]], row: dict[str, Any]
+) -> Entry | Rejected:
+    """The clip with the span, image and source facts that its row may have."""
+    start, end = first_of(row, _START_KEYS), first_of(row, _END_KEYS)
+    start_s, end_s = (None if value is None else seconds_of(value) for value in (start, end))
+    unreadable = (start is not None and start_s is None) or (end is not None and end_s is None)
+    if unreadable or (end_s is not None and end_s <= (start_s or 0.0)):
+        return Rejected(where, "has no valid time span", f"{video}: {start} to {end}")
+    image = first_of(row, _IMAGE_KEYS)
+    if isinstance(image, str) and PureWindowsPath(image).drive:
+        return Rejected(where, "names an image by a Windows drive; use a relative path", image)
     return Entry(
         where,
-        str(PurePosixPath(video).with_suffix("")),
-        [
-            (f"{number}.{index}" if many else str(number), caption.strip())
-            for index, caption in enumerate(listed)
-        ],
-        [VideoFile(video)],
-        image=image if isinstance(image, str) and image else None,
+        str(PurePosixPath(posix_path(video)).with_suffix("")),
+        captions,
+        [VideoFile(name, start_s, end_s) for name in video_names(video)],
+        url=_text(row, "url"),
+        split=_text(row, "split"),
+        category=_text(row, "category"),
+        licence=_text(row, *_LICENCE_KEYS),
+        image=posix_path(image) if isinstance(image, str) else None,
+        source_span=_source_span(row),
     )
+
+
+def _source_span(row: dict[str, Any]) -> tuple[float, float] | None:
+    """MSR-VTT's columns: the span of an already cut clip in the video it was cut from."""
+    start_s, end_s = seconds_of(row.get("start time")), seconds_of(row.get("end time"))
+    return None if start_s is None or end_s is None else (start_s, end_s)
+
+
+def _text(row: dict[str, Any], *keys: str) -> str | None:
+    value = first_of(row, keys)
+    return str(value).strip() if isinstance(value, str | int | float) else None
 
 
 def _lists(folder: str, prompts: str, names: set[str]) -> Iterator[Entry | Rejected]:
     if "videos.txt" not in names:
         raise DatasetError(f"source: {folder} has {prompts} but no videos.txt beside it; add it")
     columns = [prompts, "videos.txt"] + (["images.txt"] if "images.txt" in names else [])
-    lines = []
-    for name in columns:
-        with reading(f"{folder}/{name}", "source") as file:
-            lines.append([line.strip() for line in file.read().rstrip().splitlines()])
+    lines = [_lines_of(f"{folder}/{name}") for name in columns]
     lengths = {name: len(column) for name, column in zip(columns, lines, strict=True)}
     if len(set(lengths.values())) > 1:
         raise DatasetError(
@@ -140,6 +169,12 @@ def _lists(folder: str, prompts: str, names: set[str]) -> Iterator[Entry | Rejec
     for number, (prompt, video, *image) in enumerate(zip_longest(*lines)):
         row = {"video": video, "caption": prompt, "image": image[0] if image else None}
         yield _row(f"line {number + 1}", number, row)
+
+
+def _lines_of(address: str) -> list[str]:
+    """Lines that end at a line feed alone: captions may contain U+2028 and its like."""
+    with reading(address, "source") as file:
+        return [line.strip() for line in file.read().rstrip().split("\n")]
 
 
 def _pairs(filesystem: Any, root: str) -> Iterator[Entry | Rejected]:
@@ -163,7 +198,3 @@ def _pairs(filesystem: Any, root: str) -> Iterator[Entry | Rejected]:
             f"source: {root} must hold one of {', '.join(_TABLES)}, prompts.txt with videos.txt, "
             "or videos with a .txt beside each; it holds none of them"
         )
-
-
-def _first(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
-    return next((row[key] for key in keys if row.get(key) not in (None, "")), None)

@@ -1,4 +1,4 @@
-"""A dataset's annotations to `metadata.jsonl`, with a report of everything that was left out."""
+"""Convert a dataset's annotations to `metadata.jsonl` and report everything that was left out."""
 
 import csv
 import json
@@ -29,15 +29,15 @@ READERS: dict[DatasetName, Callable[[str], Iterator[Entry | Rejected]]] = {
     "folder": folders.read_entries,
 }
 
-_ROWS_A_CALL = 1000
+_ROWS_PER_CALL = 1000
 
 
 @dataclass(frozen=True)
 class ImportArguments:
     """What to import. `videos` is the folder of video files, None where there are none yet.
 
-    `limit` counts rows. `category` and `split` keep the clips of one alone; a category may be named
-    by a part of it (`news` of `news/events/politics`).
+    `limit` counts rows. `category` and `split` select the clips to keep; a category matches by its
+    name or one of its parts (`news` of `news/events/politics`).
     """
 
     dataset: DatasetName
@@ -52,7 +52,7 @@ class ImportArguments:
 
 @dataclass
 class ImportReport:
-    """Counts of an import: rows written, clips they are of, and what was left out and why."""
+    """Counts of an import: rows written, their distinct clips, and rows left out by reason."""
 
     num_rows: int = 0
     num_clips: int = 0
@@ -66,15 +66,18 @@ class ImportReport:
 def import_dataset(
     arguments: ImportArguments, on_rows: Callable[[int], None] | None = None
 ) -> ImportReport:
-    """Write `metadata.jsonl`; beside it what was rejected, what to fetch and, last, the report.
+    """Write `metadata.jsonl`, and beside it the rejected rows, the files to fetch and the report.
 
-    Rows are streamed: memory does not grow with the dataset. A clip whose video is not in `videos`
-    is written too, with the reason in `missing`. `on_rows` hears the number of rows now and then.
-    Raises DatasetError; the output is as before then.
+    Rows are streamed, so memory does not grow with the dataset. A clip whose video is not in
+    `videos` is written with the reason in `missing`. `on_rows` is called with the number of rows
+    every thousand rows. Raises DatasetError and then leaves the output as it was.
     """
     work = _Import(arguments, on_rows or (lambda num_rows: None))
     stem = arguments.output.removesuffix(".jsonl")
-    with _Sidecar(f"{stem}.rejected.jsonl") as rejected, _Sidecar(f"{stem}.to_fetch.csv") as fetch:
+    with (
+        _OptionalFile(f"{stem}.rejected.jsonl") as rejected,
+        _OptionalFile(f"{stem}.to_fetch.csv") as fetch,
+    ):
         write_metadata(arguments.output, work.clips(rejected, fetch))
     with writing(f"{stem}.report.json") as file:
         facts = {"arguments": asdict(arguments), **vars(work.report)}
@@ -82,15 +85,15 @@ def import_dataset(
     return work.report
 
 
-class _Sidecar:
-    """A file that is written with its first line, and is gone where there is none."""
+class _OptionalFile:
+    """A file that is created by its first line; an old one is removed if there is no line."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._stack = ExitStack()
         self._file: IO[str] | None = None
 
-    def __enter__(self) -> "_Sidecar":
+    def __enter__(self) -> "_OptionalFile":
         return self
 
     def __exit__(self, *failure: Any) -> None:
@@ -102,29 +105,29 @@ class _Sidecar:
 
     @property
     def file(self) -> IO[str]:
-        """The file, open."""
+        """The open file."""
         if self._file is None:
             self._file = self._stack.enter_context(writing(self._address))
         return self._file
 
 
 class _Import:
-    """One import under way: what it keeps is the report."""
+    """The state of one import: its report."""
 
     def __init__(self, arguments: ImportArguments, on_rows: Callable[[int], None]) -> None:
         self.report = ImportReport()
         self._arguments = arguments
         self._dataset = DATASETS[arguments.dataset]
         self._on_rows = on_rows
-        # A folder's own videos lie in it; those of a dataset wherever the user has put them.
+        # A folder contains its own videos; those of a dataset are where the user says.
         videos = arguments.videos
         if videos is None and arguments.dataset == "folder":
             videos = folders.folder_of_source(arguments.source)
         self._index = None if videos is None else VideoIndex(videos)
         self._folder = videos or join(folder_of(arguments.output), "videos")
 
-    def clips(self, rejected: _Sidecar, fetch: _Sidecar) -> Iterator[Clip]:
-        """The rows to write, in the dataset's order, up to the limit."""
+    def clips(self, rejected: _OptionalFile, fetch: _OptionalFile) -> Iterator[Clip]:
+        """The clips to write, in the dataset's order, up to the limit."""
         limit = self._arguments.limit
         for item in READERS[self._arguments.dataset](self._arguments.source):
             if isinstance(item, Rejected):
@@ -136,13 +139,15 @@ class _Import:
             for clip in self._clips_of(item, rejected, fetch):
                 yield clip
                 self.report.num_rows += 1
-                if self.report.num_rows % _ROWS_A_CALL == 0:
+                if self.report.num_rows % _ROWS_PER_CALL == 0:
                     self._on_rows(self.report.num_rows)
                 if self.report.num_rows == limit:
                     return
         self._refuse_nothing()
 
-    def _clips_of(self, entry: Entry, rejected: _Sidecar, fetch: _Sidecar) -> Iterator[Clip]:
+    def _clips_of(
+        self, entry: Entry, rejected: _OptionalFile, fetch: _OptionalFile
+    ) -> Iterator[Clip]:
         found = self._index.find(entry.files) if self._index else None
         missing = None if found else self._why_missing(entry)
         address, file = found or (
@@ -163,7 +168,7 @@ class _Import:
                     missing=missing,
                 )
             except ValidationError as error:
-                problem = Rejected(entry.where, "is no sound row", "; ".join(describe(error)))
+                problem = Rejected(entry.where, "is no valid row", "; ".join(describe(error)))
                 self._reject(problem, rejected)
                 continue
             if not is_counted:
@@ -176,14 +181,20 @@ class _Import:
             yield clip
 
     def _source(self, entry: Entry) -> ClipSource:
+        start_s, end_s = entry.source_span or (None, None)
         return ClipSource(
             dataset=self._arguments.dataset,
             url=entry.url,
-            licence=self._arguments.licence or self._dataset.licence,
+            licence=self._licence(entry),
             terms=self._dataset.terms,
             split=entry.split,
             category=entry.category,
+            start_s=start_s,
+            end_s=end_s,
         )
+
+    def _licence(self, entry: Entry) -> str:
+        return self._arguments.licence or entry.licence or self._dataset.licence
 
     def _image(self, entry: Entry) -> str | None:
         if entry.image is None:
@@ -193,22 +204,20 @@ class _Import:
     def _why_missing(self, entry: Entry) -> str:
         names = " or ".join(file.name for file in entry.files)
         if self._index is None:
-            return f"no --videos was given; a file called {names} would be taken"
-        return f"no single file called {names} in {self._index.address}"
+            return f"no --videos was given to look for a file named {names}"
+        return f"no single file named {names} in {self._index.address}"
 
-    def _list_to_fetch(self, entry: Entry, fetch: _Sidecar) -> None:
+    def _list_to_fetch(self, entry: Entry, fetch: _OptionalFile) -> None:
         is_first = self.report.num_missing_clips == 1
         writer = csv.writer(fetch.file, lineterminator="\n")
         if is_first:
             writer.writerow(["file", "url", "start_s", "end_s", "dataset", "licence"])
-        span = next((file for file in entry.files if file.end_s is not None), entry.files[0])
-        name = file_name(entry.files[0].name)
-        licence = self._arguments.licence or self._dataset.licence
-        writer.writerow(
-            [name, entry.url, span.start_s, span.end_s, self._arguments.dataset, licence]
-        )
+        first = entry.files[0]
+        start_s, end_s = entry.source_span or (first.start_s, first.end_s)
+        dataset, licence = self._arguments.dataset, self._licence(entry)
+        writer.writerow([file_name(first.name), entry.url, start_s, end_s, dataset, licence])
 
-    def _reject(self, item: Rejected, rejected: _Sidecar) -> None:
+    def _reject(self, item: Rejected, rejected: _OptionalFile) -> None:
         self.report.rejected[item.rule] += 1
         rejected.file.write(json.dumps(asdict(item), ensure_ascii=False) + "\n")
 
@@ -224,7 +233,7 @@ class _Import:
         return category.lower() in {names, *names.split("/")}
 
     def _refuse_nothing(self) -> None:
-        """Raise DatasetError where the source has led to no row."""
+        """Raise DatasetError if the source led to no row."""
         report, arguments = self.report, self._arguments
         if report.num_rows:
             return
@@ -235,8 +244,8 @@ class _Import:
                 f"{arguments.category!r} and split {arguments.split!r}; the source has the "
                 f"categories {known}"
             )
-        faults = ", ".join(f"{count} x {rule}" for rule, count in report.rejected.most_common(5))
+        rules = [f"{count} x {rule}" for rule, count in report.rejected.most_common(5)]
         raise DatasetError(
-            f"source: {arguments.source} holds no row of {arguments.dataset} that can be used"
-            f"{': ' + faults if faults else ''}; is it the right file?"
+            f"source: {arguments.source} holds no usable row of {arguments.dataset}: "
+            f"{', '.join(rules) or 'it has no rows'}; is it the right file?"
         )

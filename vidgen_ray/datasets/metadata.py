@@ -1,9 +1,7 @@
-"""`metadata.jsonl`, read and written line by line, so that its length costs no memory."""
+"""Read and write `metadata.jsonl` line by line, in constant memory."""
 
-import os
-import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +12,14 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import infer_compression
 from pydantic import ValidationError
 
-from vidgen_ray.addresses import folder_of, join, one_line, without_query
+from vidgen_ray.addresses import (
+    atomic_path,
+    folder_of,
+    join,
+    missing_file,
+    one_line,
+    without_query,
+)
 from vidgen_ray.config import describe
 from vidgen_ray.errors import DatasetError
 from vidgen_ray.schema import Clip
@@ -25,8 +30,8 @@ _MAX_PROBLEMS = 20
 def read_metadata(address: str) -> Iterator[Clip]:
     """The clips of a metadata file, plain or compressed, at a path or fsspec address.
 
-    `video` and `image` come as addresses that hold from any folder. Lines with problems are left
-    out, and told together in a DatasetError after the last sound line, or sooner if they are many.
+    `video` and `image` are returned as absolute addresses. Invalid lines are skipped and reported
+    together in a DatasetError after the last valid line, or as soon as there are 20 of them.
     """
     folder = folder_of(address)
     problems: list[str] = []
@@ -44,15 +49,15 @@ def read_metadata(address: str) -> Iterator[Clip]:
             image = None if clip.image is None else join(folder, clip.image)
             yield clip.model_copy(update={"video": join(folder, clip.video), "image": image})
     if problems:
-        more = ", and perhaps more" if len(problems) == _MAX_PROBLEMS else ""
+        count = "1 invalid line" if len(problems) == 1 else f"{len(problems)} invalid lines"
+        more = ", perhaps more" if len(problems) == _MAX_PROBLEMS else ""
         raise DatasetError(
-            f"metadata: {address} has {len(problems)} lines that are no clips{more}; mend them:\n"
-            + "\n".join(problems)
+            f"metadata: {address} has {count}{more}; correct them:\n" + "\n".join(problems)
         )
 
 
 def write_metadata(address: str, clips: Iterable[Clip]) -> int:
-    """Write clips one a line, whole or not at all; how many there were.
+    """Write one clip a line, the whole file or nothing; returns the number of clips.
 
     Addresses inside the file's folder become relative, so that the folder can be moved.
     """
@@ -69,7 +74,7 @@ def write_metadata(address: str, clips: Iterable[Clip]) -> int:
 
 @contextmanager
 def reading(address: str, field: str) -> Iterator[TextIOWrapper]:
-    """A text file of a dataset, decompressed as its name says. Raises DatasetError."""
+    """A text file of a dataset, decompressed by its suffix. Raises DatasetError."""
     compression = infer_compression(without_query(address))
     try:
         with fsspec.open(
@@ -77,33 +82,35 @@ def reading(address: str, field: str) -> Iterator[TextIOWrapper]:
         ) as file:
             yield file
     except FileNotFoundError:
-        raise DatasetError(f"{field}: no such file: {address!r}; mend the address") from None
+        raise DatasetError(f"{field}: {missing_file(address)}") from None
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{field}: must be UTF-8 text, got {address!r}: {error}") from None
+        raise DatasetError(
+            f"{field}: must be UTF-8 text, got {address!r}: {error}; save it as UTF-8"
+        ) from None
     except (OSError, EOFError, ImportError) as error:
         raise DatasetError(f"{field}: cannot be read: {address!r}: {one_line(error)}") from error
 
 
 @contextmanager
 def writing(address: str) -> Iterator[IO[str]]:
-    """A text file that is there when the context ends without an error, and not before."""
+    """A text file that appears at `address` if the context ends without an error."""
     try:
         filesystem, path = fsspec.url_to_fs(address)
-        with ExitStack() as stack:
-            if is_local := isinstance(filesystem, LocalFileSystem):
-                partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-            else:
-                partial = f"{stack.enter_context(TemporaryDirectory())}/partial"
-            stack.callback(Path(partial).unlink, missing_ok=True)
-            with open(partial, "w", encoding="utf-8", newline="\n") as file:
+        if isinstance(filesystem, LocalFileSystem):
+            with atomic_path(Path(path)) as partial, _open(partial) as file:
                 yield file
-            if is_local:
-                os.replace(partial, path)
-            else:
-                filesystem.put_file(partial, path)
+            return
+        with TemporaryDirectory() as folder:
+            partial = Path(folder) / "partial"
+            with _open(partial) as file:
+                yield file
+            filesystem.put_file(str(partial), path)
     except (OSError, ImportError, ValueError) as error:
         raise DatasetError(f"output: cannot be written: {address!r}: {one_line(error)}") from error
+
+
+def _open(path: Path) -> IO[str]:
+    return path.open("w", encoding="utf-8", newline="\n")
 
 
 def _relative(address: str, folder: str) -> str:

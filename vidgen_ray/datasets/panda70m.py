@@ -1,22 +1,24 @@
-"""Panda-70M: a CSV with one source video a row, and a list in each cell with one item a clip.
-
-The published samples are a CSV with one clip a row and no time spans; both are read.
-"""
+"""Read Panda-70M annotations, a CSV whose cells list the clips of one source video a row."""
 
 import ast
-import re
 from collections.abc import Iterator
 from typing import Any
 
-from vidgen_ray.datasets.entries import Entry, Rejected, VideoFile, caption_fault, csv_rows
-
-_TIME = re.compile(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d+)?)")
+from vidgen_ray.datasets.entries import (
+    Entry,
+    Rejected,
+    VideoFile,
+    caption_fault,
+    csv_rows,
+    seconds_of,
+)
 
 
 def read_entries(address: str) -> Iterator[Entry | Rejected]:
-    """The clips of an annotation file, of which no more than one row is held in memory.
+    """The clips of an annotation file, read row by row. Raises DatasetError.
 
-    `category` is what the dataset says of a clip's worth: `desirable`, or why it is not.
+    `category` is the dataset's `desirable_filtering`: `desirable`, or why the clip is not. The
+    published samples, a CSV with one clip a row and no time spans, are read as well.
     """
     for where, row in csv_rows(address, {"videoID", "url", "caption"}):
         if not row["videoID"]:
@@ -31,15 +33,15 @@ def _video(where: str, row: dict[str, str]) -> Iterator[Entry | Rejected]:
     video_id = row["videoID"]
     try:
         spans, captions = _list(row["timestamp"]), _list(row["caption"])
-        worths = _list(row.get("desirable_filtering") or "[]") or [None] * len(spans)
+        filters = _list(row.get("desirable_filtering") or "[]") or [None] * len(spans)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        # literal_eval reads data and runs nothing
+        # literal_eval parses literals and executes nothing
         yield Rejected(where, "has a cell that is no list", f"{video_id}: {type(error).__name__}")
         return
-    if not len(spans) == len(captions) == len(worths):
+    if not len(spans) == len(captions) == len(filters):
         yield Rejected(where, "has lists of different lengths", video_id)
         return
-    for number, (span, caption, worth) in enumerate(zip(spans, captions, worths, strict=True)):
+    for number, (span, caption, category) in enumerate(zip(spans, captions, filters, strict=True)):
         start_s, end_s = _seconds(span)
         if start_s is None or end_s is None or start_s >= end_s:
             yield Rejected(where, "has no time span", f"{video_id}, clip {number}: {span!r:.80}")
@@ -52,7 +54,8 @@ def _video(where: str, row: dict[str, str]) -> Iterator[Entry | Rejected]:
                 [(str(number), caption.strip())],
                 [VideoFile(f"{video_id}_{number}"), VideoFile(video_id, start_s, end_s)],
                 url=row["url"] or None,
-                category=worth if isinstance(worth, str) else None,
+                category=category if isinstance(category, str) else None,
+                source_span=(start_s, end_s),
             )
 
 
@@ -80,8 +83,4 @@ def _list(cell: str) -> list[Any]:
 def _seconds(span: object) -> tuple[float | None, float | None]:
     if not isinstance(span, list | tuple) or len(span) != 2:
         return None, None
-    times = [_TIME.fullmatch(str(time).strip()) for time in span]
-    start_s, end_s = (
-        int(time[1]) * 3600 + int(time[2]) * 60 + float(time[3]) if time else None for time in times
-    )
-    return start_s, end_s
+    return seconds_of(span[0]), seconds_of(span[1])

@@ -1,11 +1,9 @@
-"""One clip's file, looked at: does it decode, is it long enough, one shot, in motion, seen before.
-
-Frames are looked at small: 160 px wide, and no more than 12 a second.
-"""
+"""Measure a clip's span: decoding, duration, size, interlacing, cuts, motion and look."""
 
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -16,18 +14,19 @@ from scenedetect.detectors import AdaptiveDetector
 from vidgen_ray.config import CheckConfig
 from vidgen_ray.errors import RequestError
 from vidgen_ray.schema import ClipCheck
-from vidgen_ray.video_io import open_video
+from vidgen_ray.video_io import open_video, pixel_aspect_of, shown_size
 
-WIDTH_PX = 160
+WIDTH_PX = 160  # of the downscaled frames that are analysed
 MAX_FPS = 12
 REFERENCE_HEIGHT_PX = 480
 
 _HASHED_AT = (0.25, 0.5, 0.75)  # of the clip
+_INTERLACED_SHARE = 0.1  # of the frames; telecined film has two of five
 
 
 @dataclass
 class _File:
-    """What the file says of itself, and which of its frames are in the span."""
+    """Facts about the file, and about its frames inside the span."""
 
     size_bytes: int | None = None
     fps: float | None = None
@@ -36,6 +35,7 @@ class _File:
     height: int = 0
     small_px: int | None = None
     num_frames: int = 0
+    num_interlaced: int = 0
     first_s: float = 0.0
     last_s: float = 0.0
 
@@ -43,14 +43,14 @@ class _File:
 def probe(
     address: str, start_s: float | None, end_s: float | None, settings: CheckConfig
 ) -> ClipCheck:
-    """What is in the span of a video; a file that does not decode is a finding, too.
+    """Measure the span of a video; a file that does not decode is marked, not raised.
 
-    Decodes the span once, and holds two small frames at a time. `duplicate_of` is left open.
+    Decodes the span once and holds two small frames at a time. `duplicate_of` is not filled in.
     """
-    file, picture = _File(), _Picture()
+    file, analysis = _File(), _FrameAnalysis()
     try:
         for time_s, frame in _frames(address, start_s or 0.0, end_s, file):
-            picture.see(time_s, frame)
+            analysis.add(time_s, frame)
         if file.num_frames == 0:
             raise RequestError(f"video: {address!r} has no frame from {start_s or 0:g} s on")
     except RequestError as error:
@@ -64,15 +64,16 @@ def probe(
         fps=None if file.fps is None else round(file.fps, 3),
         rotation=file.rotation,
         size_bytes=file.size_bytes,
-        cuts_s=picture.cuts_s,
-        motion_px=picture.motion_px,
-        perceptual_hash=picture.perceptual_hash,
+        cuts_s=analysis.cuts_s,
+        motion_px=analysis.motion_px,
+        perceptual_hash=analysis.perceptual_hash,
     )
-    return found.model_copy(update={"marks": _marks(found, settings)})
+    is_interlaced = file.num_interlaced >= _INTERLACED_SHARE * file.num_frames
+    return found.model_copy(update={"marks": _marks(found, is_interlaced, settings)})
 
 
-class _Picture:
-    """Cuts, motion and look of the frames that pass by."""
+class _FrameAnalysis:
+    """Cuts, motion and perceptual hash of a stream of frames."""
 
     def __init__(self) -> None:
         self._detector = AdaptiveDetector(min_scene_len=3)
@@ -83,8 +84,8 @@ class _Picture:
         self._speeds_px: list[float] = []
         self._hashes: list[bytes] = []
 
-    def see(self, time_s: float, frame: np.ndarray) -> None:
-        """Look at the next small BGR frame, unless it follows the last one too closely."""
+    def add(self, time_s: float, frame: np.ndarray) -> None:
+        """Analyse the next BGR frame [height, width, 3] unless it exceeds MAX_FPS."""
         since_s = time_s - self._times_s[-1] if self._times_s else 1.0
         if since_s < 1 / MAX_FPS - 1e-3:
             return
@@ -118,14 +119,15 @@ class _Picture:
 def _frames(
     address: str, start_s: float, end_s: float | None, file: _File
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """Small upright BGR frames of the span with their times in the file; fills in `file`."""
+    """Downscaled frames of the span as shown, BGR, with their times; fills in `file`."""
     with open_video(address) as (container, stream):
         file.size_bytes = container.size or None
         rate = stream.average_rate or stream.guessed_rate
         file.fps = float(rate) if rate else None
         offset_s = float((stream.start_time or 0) * stream.time_base)
+        pixel_aspect = pixel_aspect_of(stream)
         if start_s > 1.0:
-            with suppress(av.FFmpegError):  # a file without an index is read from its start
+            with suppress(av.FFmpegError):  # without an index the file is read from its start
                 container.seek(int((start_s + offset_s) / stream.time_base), stream=stream)
         for number, frame in enumerate(container.decode(stream)):
             time_s = number / (file.fps or 1.0) if frame.time is None else frame.time - offset_s
@@ -136,29 +138,31 @@ def _frames(
             if frame.is_corrupt:
                 raise ValueError(f"the frame at {time_s:.2f} s is damaged")
             file.num_frames += 1
+            file.num_interlaced += frame.interlaced_frame
             file.first_s = time_s if file.num_frames == 1 else file.first_s
             file.last_s = time_s
-            yield time_s, _small(frame, file)
+            yield time_s, _small(frame, pixel_aspect, file)
 
 
-def _small(frame: Any, file: _File) -> np.ndarray:
+def _small(frame: Any, pixel_aspect: Fraction, file: _File) -> np.ndarray:
+    """uint8 BGR [height, width, 3], WIDTH_PX wide before rotation; records the size as shown."""
     turns = round(frame.rotation / 90)
-    sideways = turns % 2 == 1
+    width, height = shown_size(frame, pixel_aspect)
     file.rotation = frame.rotation % 360
-    file.width = frame.height if sideways else frame.width
-    file.height = frame.width if sideways else frame.height
-    if file.small_px is None:  # the same for all frames, should their size change midway
-        file.small_px = max(16, round(WIDTH_PX * frame.height / frame.width))
+    file.width, file.height = (height, width) if turns % 2 == 1 else (width, height)
+    if file.small_px is None:  # one size for all frames, even if theirs changes midway
+        file.small_px = max(16, round(WIDTH_PX * height / width))
     pixels = frame.reformat(width=WIDTH_PX, height=file.small_px, format="bgr24").to_ndarray()
     return np.ascontiguousarray(np.rot90(pixels, turns))
 
 
-def _marks(found: ClipCheck, settings: CheckConfig) -> list[str]:
+def _marks(found: ClipCheck, is_interlaced: bool, settings: CheckConfig) -> list[str]:
     short_side = min(found.width or 0, found.height or 0)
     marks = {
         "short": (found.duration_s or 0.0) < settings.min_duration_s,
         "slow": found.fps is not None and found.fps < settings.min_fps,
         "small": short_side < settings.min_side_px,
+        "interlaced": is_interlaced,
         "cut": bool(found.cuts_s),
         "static": found.motion_px is not None and found.motion_px < settings.min_motion_px,
     }

@@ -1,7 +1,4 @@
-"""What each dataset is, what its use is bound to, and how one comes by its files.
-
-Nothing here is legal advice: terms were read in 2026, and the publisher's page holds.
-"""
+"""What each dataset is, under which terms it may be used, and how to obtain its files."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,9 +8,10 @@ DatasetName = Literal["msr-vtt", "vatex", "panda70m", "webvid", "folder"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Facts of a dataset: `obtain` says how its annotations are had, `videos` its clips.
+    """Facts about a dataset: `obtain` says how to get its annotations, `videos` its clips.
 
-    `address` is where `download` looks for `files` by default.
+    `address` is where `download` looks for `files` by default. The terms were read in 2026; the
+    publisher's page prevails, and none of this is legal advice.
     """
 
     title: str
@@ -77,7 +75,7 @@ DATASETS: dict[DatasetName, Dataset] = {
         terms="The publisher withdrew the dataset in 2024 at the rights holder's request. Have a "
         "licence for the clips you use.",
         page="https://github.com/m-bain/webvid",
-        obtain="Not offered any more.",
+        obtain="No longer offered.",
         videos="Clips of Shutterstock; those you have a licence for are found by their number.",
     ),
     "folder": Dataset(
@@ -85,7 +83,7 @@ DATASETS: dict[DatasetName, Dataset] = {
         licence="not stated",
         terms=None,
         page=None,
-        obtain="The files are yours; say their licence with --licence.",
-        videos="The source names them, but they are not there.",
+        obtain="The files are yours; state their licence with --licence.",
+        videos="The source names them, but the files do not exist.",
     ),
 }

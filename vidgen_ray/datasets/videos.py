@@ -1,4 +1,4 @@
-"""Which video files there are, found by the names that datasets give them."""
+"""Find the video files in a folder by the names that datasets give them."""
 
 from pathlib import PurePosixPath
 
@@ -14,15 +14,15 @@ VIDEO_SUFFIXES = frozenset(
 
 
 def file_name(name: str) -> str:
-    """The name of a file that is not there yet: MP4, unless `name` says otherwise."""
+    """The name of a file that is still missing: `name`, with `.mp4` if it has no video suffix."""
     return name if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES else f"{name}.mp4"
 
 
 class VideoIndex:
-    """The videos in a folder and below it, found by path or bare name, with or without suffix."""
+    """The videos in a folder and its subfolders, found by path or name, with or without suffix."""
 
     def __init__(self, address: str) -> None:
-        """List the folder once; what a file costs here is its name. Raises DatasetError."""
+        """List the folder once and keep the names. Raises DatasetError."""
         self.address = address.rstrip("/")
         try:
             filesystem, root = fsspec.url_to_fs(address)
@@ -38,9 +38,9 @@ class VideoIndex:
                 self._by_stem.setdefault(inside.stem, []).append(inside)
 
     def find(self, files: list[VideoFile]) -> tuple[str, VideoFile] | None:
-        """The address of the first of `files` that is here, and which of them it is.
+        """The address of the first of `files` that exists, and which of them it is.
 
-        A name that could mean files of several folders means none of them.
+        A name that matches files in several folders is ambiguous and matches none.
         """
         for file in files:
             name = PurePosixPath(file.name)
@@ -54,7 +54,7 @@ class VideoIndex:
 
 
 def _fits(path: PurePosixPath, name: PurePosixPath) -> bool:
-    """Whether the file at `path` may be called `name`: one path ends with the other."""
+    """Whether one of the two paths ends with the other."""
     if name.suffix.lower() not in VIDEO_SUFFIXES:
         name = name.with_name(f"{name.name}{path.suffix}")
     length = min(len(path.parts), len(name.parts))

@@ -1,4 +1,4 @@
-"""WebVid: a CSV of `videoid`, `name` (the caption), `contentUrl`, with columns in any order."""
+"""Read WebVid annotations, a CSV of `videoid`, `name` (the caption) and `contentUrl`."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from vidgen_ray.datasets.entries import Entry, Rejected, VideoFile, caption_faul
 
 
 def read_entries(address: str) -> Iterator[Entry | Rejected]:
-    """The clips of an annotation file, one row in memory at a time."""
+    """The clips of an annotation file, read row by row. Raises DatasetError."""
     for where, row in csv_rows(address, {"videoid", "name"}):
         video_id = row["videoid"].strip()
         if not video_id:

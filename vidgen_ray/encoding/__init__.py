@@ -1,1 +1,1 @@
-"""Clips to latents and prompt embeddings, on Ray Data."""
+"""Encode clips and prompts to latents and embeddings on Ray Data."""

@@ -1,9 +1,4 @@
-"""Encoded clips on disk: Parquet shards of safetensors bytes, and the list of what they are of.
-
-`latents/*.parquet` hold one clip a row, `prompts/*.parquet` one prompt, each found by its key;
-`clips.jsonl` says which two belong to a row of the metadata. A row is a row group, so that one clip
-can be read alone. The tensors are safetensors because Parquet and numpy know no bfloat16.
-"""
+"""The format of encoded clips: Parquet shards of safetensors bytes and a list of clips."""
 
 import hashlib
 import io
@@ -22,7 +17,7 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vidgen_ray.config import Dtype, Section
+from vidgen_ray.config import DtypeSetting, Section
 from vidgen_ray.errors import DatasetError
 from vidgen_ray.schema import ClipSource
 
@@ -32,43 +27,46 @@ CLIPS_NAME, SETTINGS_NAME = "clips.jsonl", "encoding.json"
 LATENTS, PROMPTS = "latents", "prompts"
 EMPTY_PROMPT = ""
 
-_NUM_READERS = 16  # footers of shards in an object store, at once
+# 2: frames have square pixels. Part of the key, so that clips read otherwise are encoded again.
+_READER_VERSION = 2
+_NUM_READERS = 16  # shard footers read at once from an object store
 _NUM_OPEN_SHARDS = 32
 
 
 class ClipEntry(Section):
-    """A line of `clips.jsonl`: a row of the metadata and where its tensors are, or why not."""
+    """A line of `clips.jsonl`: a row of the metadata with the keys of its tensors, or a reason."""
 
     id: str
     prompt: str
     outcome: Outcome
     reason: str | None = None
-    latents: str | None = None  # keys, None for a clip that is not there
+    latents: str | None = None  # keys, None for a clip that was not encoded
     prompt_key: str | None = None
     truncated: bool = False  # the prompt has more tokens than the model reads
     source: ClipSource
 
 
 class EncodingSettings(Section):
-    """What decides the tensors, beside the clips: a change of any of it encodes anew."""
+    """Everything besides the clips that determines the tensors: a change encodes them again."""
 
     num_frames: int
     height: int
     width: int
     fps: int
     image_fit: Literal["crop", "pad"]
-    dtype: Dtype
+    dtype: DtypeSetting  # of `auto`, each worker takes what fits its device
     num_noised_images: int
     vae_tiling: bool
-    vae: str  # fingerprints
+    vae: str  # fingerprints of the parts
     text_encoder: str
     tokenizer: str
 
     def latents_key(self, video_sha256: str, start_s: float | None, image_sha256: str) -> str:
-        """The key of a clip, from the bytes of its files; `image_sha256` is empty without one."""
+        """The key of a clip, from the hashes of its files; `image_sha256` is empty without one."""
         prompt_fields = {"text_encoder", "tokenizer"}
         settings = self.model_dump(mode="json", exclude=prompt_fields)
-        return _digest([settings, video_sha256, float(start_s or 0), image_sha256])
+        clip = [video_sha256, float(start_s or 0), image_sha256]
+        return _digest([_READER_VERSION, settings, *clip])
 
     def prompt_key(self, prompt: str) -> str:
         """The key of a prompt."""
@@ -78,9 +76,9 @@ class EncodingSettings(Section):
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """What training needs of a clip, unscaled, in the dtype it was encoded in.
+    """The tensors of a clip, unscaled, in the dtype they were encoded in.
 
-    `posterior` is [2 * channels, T, h, w], mean and logarithm of variance; `image_posteriors` is
+    `posterior` is [2 * channels, T, h, w], mean and log-variance; `image_posteriors` is
     [1 + num_noised, 2 * channels, h, w], the clean image first; `prompt_embeds` is [tokens, width].
     """
 
@@ -90,7 +88,10 @@ class EncodedClip:
 
 
 def latents_row(key: str, posterior: Tensor, images: Tensor, picture: bytes) -> dict[str, Any]:
-    """A row of a latents shard; `picture` is the conditioning image as a PNG file."""
+    """A row of a latents shard; `picture` is the conditioning image as a PNG file.
+
+    `posterior` is [2 * channels, T, h, w], `images` [1 + num_noised, 2 * channels, h, w].
+    """
     channels, num_frames, height, width = posterior.shape
     return {
         "key": key,
@@ -115,18 +116,22 @@ def prompt_row(key: str, prompt: str, embeds: Tensor, num_tokens: int) -> dict[s
 
 
 def shard_bytes(rows: Sequence[dict[str, Any]]) -> tuple[str, bytes]:
-    """The file of some rows and its name, which depends on their keys alone."""
+    """The name and content of the shard of `rows`; a row is a row group, to be read alone.
+
+    The name is a hash of the keys. The tensors are safetensors bytes, because Parquet has no
+    bfloat16.
+    """
     sink = io.BytesIO()
-    # Latents are noise to a compressor.
+    # Latents do not compress.
     pq.write_table(pa.Table.from_pylist(list(rows)), sink, row_group_size=1, compression="none")
     names = hashlib.sha256("\n".join(row["key"] for row in rows).encode()).hexdigest()
     return f"{names[:32]}.parquet", sink.getvalue()
 
 
 def read_keys(address: str, kind: str) -> dict[str, tuple[str, int]]:
-    """By key: the shard of `kind` that holds it, and its row. Raises DatasetError.
+    """Shard and row number of each key of `kind` (LATENTS or PROMPTS). Raises DatasetError.
 
-    Shards are written whole, so one that is there can be read.
+    Shards are written atomically, so every shard that exists is readable.
     """
     filesystem, root = fsspec.url_to_fs(address)
     folder = posixpath.join(root, kind)
@@ -153,7 +158,7 @@ def read_keys(address: str, kind: str) -> dict[str, tuple[str, int]]:
 
 
 def read_long_prompts(address: str) -> set[str]:
-    """Keys of the prompts that have more tokens than the model reads."""
+    """Keys of the prompts that were truncated: they have more tokens than the model reads."""
     filesystem, _ = fsspec.url_to_fs(address)
     long: set[str] = set()
     for path in {path for path, _ in read_keys(address, PROMPTS).values()}:
@@ -164,7 +169,7 @@ def read_long_prompts(address: str) -> set[str]:
 
 
 def read_entries(address: str) -> list[ClipEntry]:
-    """The lines of `clips.jsonl`. Raises DatasetError where encoding has not finished."""
+    """The lines of `clips.jsonl`. Raises DatasetError if encoding has not finished."""
     path = posixpath.join(address, CLIPS_NAME)
     try:
         with fsspec.open(path, "rt", encoding="utf-8") as file:
@@ -172,14 +177,14 @@ def read_entries(address: str) -> list[ClipEntry]:
     except FileNotFoundError:
         raise DatasetError(
             f"latents: {address} has no {CLIPS_NAME}, so encoding has not finished; run "
-            "`vidgen encode` again: it goes on where it stopped"
+            "`vidgen encode` again to resume it"
         ) from None
     except (OSError, ValueError, ValidationError) as error:
         raise DatasetError(f"latents: {path} cannot be read: {error}; encode again") from error
 
 
 def read_settings(address: str) -> EncodingSettings:
-    """How a folder was encoded. Raises DatasetError."""
+    """The settings a folder was encoded with. Raises DatasetError."""
     path = posixpath.join(address, SETTINGS_NAME)
     try:
         with fsspec.open(path, "rt", encoding="utf-8") as file:
@@ -189,7 +194,7 @@ def read_settings(address: str) -> EncodingSettings:
 
 
 def entries_bytes(entries: Iterable[ClipEntry]) -> bytes:
-    """`clips.jsonl` of these lines."""
+    """The content of `clips.jsonl`."""
     return "".join(entry.model_dump_json(exclude_none=True) + "\n" for entry in entries).encode()
 
 
@@ -197,7 +202,7 @@ class EncodedClips:
     """The clips of an encoded folder or fsspec address that can be trained on, in a fixed order."""
 
     def __init__(self, address: str) -> None:
-        """Read the list and the shards' keys. Raises DatasetError where anything is missing."""
+        """Read the list and the shards' keys. Raises DatasetError if anything is missing."""
         self._filesystem, _ = fsspec.url_to_fs(address)
         self.entries = [entry for entry in read_entries(address) if entry.latents]
         self.settings = read_settings(address)
@@ -231,7 +236,7 @@ class EncodedClips:
         return channels // 2, rest[0], rest[1], rest[2]
 
     def read(self, index: int) -> EncodedClip:
-        """The clip at `index`."""
+        """The tensors of the clip at `index`."""
         entry = self.entries[index]
         latents = load(self.row(LATENTS, entry.latents, ["tensors"])["tensors"])
         prompt = load(self.row(PROMPTS, entry.prompt_key, ["tensors"])["tensors"])
@@ -249,7 +254,7 @@ class EncodedClips:
         return picture
 
     def row(self, kind: str, key: str | None, columns: list[str]) -> dict[str, Any]:
-        """Columns of the row with `key`."""
+        """The `columns` of the row with `key`."""
         assert key is not None
         path, number = self._places[kind][key]
         try:

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import torch
 
+from vidgen_ray.generation.image_match import psnr_db
 from vidgen_ray.schema import Difference
 
 
@@ -23,9 +24,3 @@ def compare(
         expected = expected_latents.float().cpu()
         error = float((latents.float().cpu() - expected).norm() / expected.norm())
     return Difference(latents=error, psnr_db=psnr_db(frames, expected_frames), ssim=np.mean(ssim))
-
-
-def psnr_db(frames: np.ndarray, expected: np.ndarray) -> float | None:
-    """Peak signal-to-noise ratio of 8-bit frames over the whole clip; None where they are equal."""
-    error = np.mean(np.square(frames.astype(np.float32) - expected.astype(np.float32)))
-    return None if error == 0 else float(10 * np.log10(255**2 / error))

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Any
@@ -12,25 +14,17 @@ from pydantic import ValidationError
 from vidgen_ray.addresses import folder_of, join, read_address, without_query
 from vidgen_ray.config import Config, describe, shipped_loras
 from vidgen_ray.errors import RequestError
-from vidgen_ray.generation.jobs_rows import (
-    KINDS,
-    REQUIRED,
-    Fault,
-    Kind,
-    Row,
-    nearest,
-    parse_rows,
-    shown,
-    unknown,
-)
+from vidgen_ray.generation.job_fields import KINDS, NULLABLE, REQUIRED, Kind
+from vidgen_ray.generation.jobs_rows import Fault, RawRow, nearest, parse_rows, shown, unknown
+from vidgen_ray.generation.json_reader import MAX_LEVELS, is_too_deep
 from vidgen_ray.generation.templates import expand
-from vidgen_ray.schema import ID_PATTERN, GenerationRequest, resolve_request
+from vidgen_ray.request import ID_PATTERN, GenerationRequest, resolve_request
 
 MAX_JOBS_BYTES = 500_000_000  # after decompression
 
 
 @dataclass(frozen=True)
-class Job:
+class JobRow:
     """A request and the line it starts on, counted from 1 as editors do."""
 
     line: int
@@ -56,9 +50,9 @@ class RowProblem:
 
 @dataclass(frozen=True)
 class JobsFile:
-    """The sound rows in their order, and what is wrong with the others, by line."""
+    """The valid rows in their order, and the problems of the others, by line."""
 
-    requests: list[Job]
+    requests: list[JobRow]
     problems: list[RowProblem]
 
 
@@ -81,20 +75,20 @@ def read_jobs(address: str, config: Config) -> JobsFile:
     return jobs
 
 
-def check_rows(rows: Iterable[Row], folder: str, config: Config) -> JobsFile:
+def check_rows(rows: Iterable[RawRow], folder: str, config: Config) -> JobsFile:
     """Rows as requests, with everything that is wrong with the others.
 
     Relative paths count from `folder`.
     """
-    jobs: list[Job] = []
+    jobs: list[JobRow] = []
     problems: list[RowProblem] = []
     ids: dict[str, tuple[str, int]] = {}
     for row in rows:
-        outcome = _judge(row, folder, config, ids)
-        if isinstance(outcome, Job):
-            jobs.append(outcome)
+        checked = _check_row(row, folder, config, ids)
+        if isinstance(checked, JobRow):
+            jobs.append(checked)
         else:
-            problems += outcome
+            problems += checked
     return JobsFile(jobs, problems)
 
 
@@ -116,15 +110,14 @@ _TYPES: dict[Kind, tuple[type, ...]] = {
     "lora": (str, dict),
     "object": (dict,),
 }
-_NULLABLE = {"seed", "profile", "lora"}
-_MAX_LEVELS = 50  # pydantic cannot save a record of more than some 250
+_WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/](?!/)|\\\\")  # a drive or a share
 _TEMPLATED = {"template", "fields", "prompt"}
 _STAND_IN = dict.fromkeys(REQUIRED, "a")  # lets the rest be checked where one is missing
 
 
-def _judge(
-    row: Row, folder: str, config: Config, ids: dict[str, tuple[str, int]]
-) -> Job | list[RowProblem]:
+def _check_row(
+    row: RawRow, folder: str, config: Config, ids: dict[str, tuple[str, int]]
+) -> JobRow | list[RowProblem]:
     faults = list(row.faults)
     request = None
     if row.fields or not faults:
@@ -137,7 +130,7 @@ def _judge(
         faults.append(clash)
     if request is None or faults:
         return [RowProblem(row.line, name, fault.field, fault.message) for fault in faults]
-    return Job(row.line, request)
+    return JobRow(row.line, request)
 
 
 def _clash(name: str, line: int, ids: dict[str, tuple[str, int]]) -> Fault | None:
@@ -158,16 +151,16 @@ def _request(
     named |= {"prompt"} if "template" in named else set()
     faults += [Fault(name, "required, but missing") for name in REQUIRED if name not in named]
     wrong = {fault.field for fault in faults}
-    sound = {name: fields[name] for name in fields if name in KINDS and name not in wrong}
-    sound, found = _with_prompt(sound, named, config)
+    valid = {name: fields[name] for name in fields if name in KINDS and name not in wrong}
+    valid, found = _with_prompt(valid, named, config)
     faults += found
-    sound = {**_STAND_IN, **_with_addresses(sound, folder)}
-    request, found = _resolve(sound, config)
+    valid = {**_STAND_IN, **_with_addresses(valid, folder)}
+    request, found = _resolve(valid, config)
     if request is None and not {"mode", "profile"} & {_top(fault) for fault in found}:
         # The rules between fields come last: try them on the fields that are right.
         for name in map(_top, found):
-            sound.pop(name, None)
-        request, across = _resolve({**_STAND_IN, **sound}, config)
+            valid.pop(name, None)
+        request, across = _resolve({**_STAND_IN, **valid}, config)
         found += across
     faults += found
     if request is not None and "mode" not in wrong and "profile" not in wrong:
@@ -178,9 +171,9 @@ def _request(
 def _with_prompt(
     fields: dict[str, Any], named: Set[str | None], config: Config
 ) -> tuple[dict[str, Any], list[Fault]]:
-    """`fields` with their template made a prompt; `named` are those that the row tried to set."""
+    """`fields` with the template expanded to a prompt; `named` are those the row tried to set."""
     found = []
-    if not (named & {"template", "fields"}) - fields.keys():  # else their fault is told already
+    if not (named & {"template", "fields"}) - fields.keys():  # else their fault is reported already
         try:
             return expand(fields, config.prompt_templates), []
         except RequestError as error:
@@ -190,18 +183,18 @@ def _with_prompt(
 
 
 def _field_fault(name: str, value: Any) -> Fault | None:
-    """Why `value` cannot be that of `name`: pydantic would take true for 1 and "5" for 5."""
+    """Why `value` is not valid for `name`; pydantic would read true as 1 and "5" as 5."""
     if name not in KINDS:
         return unknown(name)
-    if value is None and name in _NULLABLE:
+    if value is None and name in NULLABLE:
         return None
     kind = KINDS[name]
     if not _is_kind(kind, value):
         return Fault(name, f"{_RULES[kind]}, got {shown(value)}")
     try:
         if kind in {"lora", "object"}:
-            if _depth(value) > _MAX_LEVELS:
-                raise RecursionError
+            if is_too_deep(value):
+                return Fault(name, f"must have at most {MAX_LEVELS} levels, got more; flatten it")
             json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         elif isinstance(value, str):
             value.encode()
@@ -209,18 +202,21 @@ def _field_fault(name: str, value: Any) -> Fault | None:
             raise ValueError
     except UnicodeEncodeError:
         return Fault(name, f"must be whole characters, got a lone surrogate in {shown(value)}")
-    except RecursionError:
-        return Fault(name, f"must have at most {_MAX_LEVELS} levels, got more; make it flatter")
     except (ValueError, OverflowError):
         return Fault(name, f"must have finite numbers, got {shown(value)}; leave it out instead")
+    if name in {"image", "lora"}:
+        return _path_fault(name, value["path"] if isinstance(value, dict) else value)
     return None
 
 
-def _depth(value: Any) -> int:
-    if not isinstance(value, dict | list):
-        return 0
-    children = value.values() if isinstance(value, dict) else value
-    return 1 + max(map(_depth, children), default=0)
+def _path_fault(name: str, path: str) -> Fault | None:
+    if any(character < " " for character in path):
+        got = f"got {shown(path)}; in JSON write each backslash twice, or use /"
+        return Fault(name, f"must be a path without control characters, {got}")
+    if os.name != "nt" and _WINDOWS_ROOT.match(path):
+        got = f"got the Windows path {shown(path)}; use one relative to the jobs file"
+        return Fault(name, f"must be a path of this machine or a URL, {got}")
+    return None
 
 
 def _is_kind(kind: Kind, value: Any) -> bool:
@@ -262,13 +258,19 @@ def _top(fault: Fault) -> str:
 
 
 def _with_addresses(fields: dict[str, Any], folder: str) -> dict[str, Any]:
-    """`fields` with `image` and `lora` counted from `folder`."""
+    """`fields` with `image` and `lora` resolved against `folder`."""
     fields = dict(fields)
     if "image" in fields:
-        fields["image"] = join(folder, fields["image"])
+        fields["image"] = join(folder, _slashes(fields["image"]))
     lora = fields.get("lora")
     if lora is not None:
         given = {"path": lora} if isinstance(lora, str) else lora
         shipped = given["path"] in shipped_loras()
-        fields["lora"] = given if shipped else {**given, "path": join(folder, given["path"])}
+        path = join(folder, _slashes(given["path"]))
+        fields["lora"] = given if shipped else {**given, "path": path}
     return fields
+
+
+def _slashes(path: str) -> str:
+    """A relative path as Windows writes it, as this machine does."""
+    return path if os.name == "nt" or "://" in path else path.replace("\\", "/")

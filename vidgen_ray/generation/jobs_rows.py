@@ -1,4 +1,4 @@
-"""The rows of a jobs file as fields, each with its line and the faults of its syntax."""
+"""The rows of a jobs file as fields, each with its line and its syntax errors."""
 
 import csv
 import difflib
@@ -13,30 +13,8 @@ from typing import Any, Literal
 
 from fsspec.utils import infer_compression
 
-Kind = Literal["text", "integer", "number", "boolean", "lora", "object"]
-
-KINDS: dict[str, Kind] = {
-    "id": "text",
-    "image": "text",
-    "prompt": "text",
-    "template": "text",
-    "fields": "object",
-    "negative_prompt": "text",
-    "seed": "integer",
-    "num_inference_steps": "integer",
-    "guidance_scale": "number",
-    "num_frames": "integer",
-    "height": "integer",
-    "width": "integer",
-    "fps": "integer",
-    "mode": "text",
-    "profile": "text",
-    "lora": "lora",
-    "metadata": "object",
-    "image_fit": "text",
-    "allow_untrained_shape": "boolean",
-}
-REQUIRED = ("id", "image", "prompt")
+from vidgen_ray.generation.job_fields import KINDS, REQUIRED
+from vidgen_ray.generation.json_reader import JsonReader, skip_space
 
 
 @dataclass(frozen=True)
@@ -48,7 +26,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Row:
+class RawRow:
     """A row as it was written, the line it starts on, and what is wrong with its syntax."""
 
     line: int
@@ -56,7 +34,7 @@ class Row:
     faults: list[Fault] = field(default_factory=list)
 
 
-def parse_rows(data: bytes, name: str) -> Iterator[Row]:
+def parse_rows(data: bytes, name: str) -> Iterator[RawRow]:
     """The rows of a file called `name`, with a row of faults only for what cannot be read.
 
     The suffix of `name` tells the format: .jsonl or .ndjson, .json, .csv; without one the content
@@ -64,7 +42,7 @@ def parse_rows(data: bytes, name: str) -> Iterator[Row]:
     lines and empty cells are left out. Ends after a CSV header that is wrong.
     """
     text = _decode(data)
-    if isinstance(text, Row):
+    if isinstance(text, RawRow):
         yield text
     elif not text.strip():
         return
@@ -99,7 +77,7 @@ def shown(value: Any) -> str:
 # ------------------------------------------------------------------------------------------ text
 
 
-def _decode(data: bytes) -> str | Row:
+def _decode(data: bytes) -> str | RawRow:
     """The text, or a row that says why there is none."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return _not_utf8(data, 0, "UTF-16")
@@ -113,10 +91,10 @@ def _decode(data: bytes) -> str | Row:
         return _not_utf8(data, error.start, byte)
 
 
-def _not_utf8(data: bytes, offset: int, got: str) -> Row:
+def _not_utf8(data: bytes, offset: int, got: str) -> RawRow:
     line = data.count(b"\n", 0, offset) + 1
     message = f"must be UTF-8 text, got {got}; save the jobs file as UTF-8"
-    return Row(line, faults=[Fault(None, message)])
+    return RawRow(line, faults=[Fault(None, message)])
 
 
 def _format(name: str, text: str) -> Literal["jsonl", "json", "csv"]:
@@ -133,130 +111,97 @@ def _format(name: str, text: str) -> Literal["jsonl", "json", "csv"]:
 # ------------------------------------------------------------------------------------------ JSON
 
 
-class _Json:
-    """JSON in which setting a key twice is a fault."""
-
-    def __init__(self) -> None:
-        self._faults: list[Fault] = []
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
-
-    def read(self, text: str, start: int = 0) -> tuple[Any, int, list[Fault]]:
-        """The value at `start`, the offset after it, and its faults.
-
-        Raises json.JSONDecodeError where the syntax is wrong.
-        """
-        self._faults.clear()
-        try:
-            value, end = self._decoder.raw_decode(text, start)
-        except json.JSONDecodeError:
-            raise
-        except RecursionError:
-            raise json.JSONDecodeError("nested too deeply", text, start) from None
-        except ValueError:  # Python's limit on the digits of an integer
-            raise json.JSONDecodeError("a number with too many digits", text, start) from None
-        return value, _skip_space(text, end), list(self._faults)
-
-    def read_all(self, text: str) -> tuple[Any, list[Fault]]:
-        """Like `read`, of a text that holds one value and nothing else."""
-        value, end, faults = self.read(text, _skip_space(text))
-        if end < len(text):
-            raise json.JSONDecodeError("Extra data", text, end)
-        return value, faults
-
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = [name for name in fields if names.count(name) > 1]
-            message = f"must set a field once, got {shown(twice)} more often; remove one"
-            self._faults.append(Fault(None, message))
-        return fields
-
-
-def _json_lines(text: str) -> Iterator[Row]:
-    reader = _Json()
+def _json_lines(text: str) -> Iterator[RawRow]:
+    reader = JsonReader()
     for line, row in enumerate(text.split("\n"), start=1):
         if not row.strip():
             continue
         try:
             yield _json_row(line, *reader.read_all(row))
         except json.JSONDecodeError as error:
-            yield Row(line, faults=[_not_json(error)])
+            yield RawRow(line, faults=[_not_json(error)])
 
 
-def _json_list(text: str) -> Iterator[Row]:
-    position = _skip_space(text)
+def _json_list(text: str) -> Iterator[RawRow]:
+    position = skip_space(text)
     if text[position] != "[":
         rule = "a .json jobs file must be a list [...]; for one object a line, name it .jsonl"
-        yield Row(1 + text.count("\n", 0, position), faults=[Fault(None, rule)])
+        yield RawRow(1 + text.count("\n", 0, position), faults=[Fault(None, rule)])
         return
     try:
-        yield from _json_items(text, _skip_space(text, position + 1))
+        yield from _json_items(text, skip_space(text, position + 1))
     except json.JSONDecodeError as error:
-        yield Row(error.lineno, faults=[_not_json(error)])
+        yield RawRow(error.lineno, faults=[_not_json(error)])
 
 
-def _json_items(text: str, position: int) -> Iterator[Row]:
-    reader = _Json()
+def _json_items(text: str, position: int) -> Iterator[RawRow]:
+    reader = JsonReader()
     line, counted = 1, 0
     closed = text[position : position + 1] == "]"
     while not closed:
         line, counted = line + text.count("\n", counted, position), position
-        value, end, faults = reader.read(text, position)
-        yield _json_row(line, value, faults)
+        value, end, repeated = reader.read(text, position)
+        yield _json_row(line, value, repeated)
         if text[end : end + 1] not in {",", "]"}:
             raise json.JSONDecodeError("Expecting ',' or ']' after an object", text, end)
         closed = text[end] == "]"
-        position = end if closed else _skip_space(text, end + 1)
-    end = _skip_space(text, position + 1)
+        position = end if closed else skip_space(text, end + 1)
+    end = skip_space(text, position + 1)
     if end < len(text):
         raise json.JSONDecodeError("Extra data after the list", text, end)
 
 
-def _json_row(line: int, value: Any, faults: list[Fault]) -> Row:
+def _json_row(line: int, value: Any, repeated: list[str]) -> RawRow:
     if isinstance(value, dict):
-        return Row(line, value, faults)
+        return RawRow(line, value, _repeated_faults(None, repeated))
     rule = 'must be an object {"id": "a", "image": "a.png", "prompt": "..."}'
-    return Row(line, faults=[Fault(None, f"{rule}, got {shown(value)}")])
+    return RawRow(line, faults=[Fault(None, f"{rule}, got {shown(value)}")])
+
+
+def _repeated_faults(field: str | None, names: list[str]) -> list[Fault]:
+    if not names:
+        return []
+    got = f"got {shown(names)} more often; remove one"
+    return [Fault(field, f"must set a field once, {got}")]
 
 
 def _not_json(error: json.JSONDecodeError) -> Fault:
-    return Fault(None, f"must be valid JSON, got a fault at column {error.colno}: {error.msg}")
-
-
-_SPACE = re.compile(r"[ \t\r\n]*")
-
-
-def _skip_space(text: str, start: int = 0) -> int:
-    match = _SPACE.match(text, start)
-    return match.end() if match else start
+    advice = "; in JSON a backslash is written \\\\" if "escape" in error.msg else ""
+    problem = f"must be valid JSON, got a fault at column {error.colno}: {error.msg}"
+    return Fault(None, problem + advice)
 
 
 # ------------------------------------------------------------------------------------------- CSV
 
 _INTEGER = re.compile(r"([+-]?[0-9]{1,40})(\.0*)?")  # spreadsheets write 5.0 for 5
+_SEPARATOR_LINE = re.compile(r"sep=.?$", re.IGNORECASE)  # Excel's first line
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
-def _csv(text: str) -> Iterator[Row]:
+def _csv(text: str) -> Iterator[RawRow]:
     records = _records(text, _delimiter(text))
     line, header = next(records, (1, [""]))
+    if isinstance(header, list) and _SEPARATOR_LINE.match(header[0]):
+        line, header = next(records, (line, [""]))
     names = [] if isinstance(header, Fault) else [name.strip() for name in header]
     faults = [header] if isinstance(header, Fault) else _header_faults(names)
     if faults:
-        yield Row(line, faults=faults)
+        yield RawRow(line, faults=faults)
         return
-    reader = _Json()
+    reader = JsonReader()
     for line, cells in records:
         if isinstance(cells, Fault):
-            yield Row(line, faults=[cells])
+            yield RawRow(line, faults=[cells])
         else:
             yield _csv_row(line, names, cells, reader)
 
 
 def _delimiter(text: str) -> str:
     """Of comma, semicolon and tab, the one that finds most fields in the header."""
-    header = next((line for line in io.StringIO(text) if line.strip(" ,;\t\r\n")), "")
+    lines = (line for line in io.StringIO(text) if line.strip(" ,;\t\r\n"))
+    header = next(lines, "")
+    if _SEPARATOR_LINE.match(header.strip()):
+        header = next(lines, "")
     words = {
         mark: {cell.strip(' "\r\n') for cell in header.split(mark)} & KINDS.keys()
         for mark in ",;\t"
@@ -274,7 +219,7 @@ def _records(text: str, delimiter: str) -> Iterator[tuple[int, list[str] | Fault
         except StopIteration:
             return
         except csv.Error as error:
-            yield line, Fault(None, f"must be valid CSV, got: {error}; mend the quotes")
+            yield line, Fault(None, f"must be valid CSV, got: {error}; fix the quotes")
             continue
         if any(cell.strip() for cell in cells):
             yield line, cells
@@ -300,8 +245,8 @@ def _header_faults(names: list[str]) -> list[Fault]:
     return faults
 
 
-def _csv_row(line: int, names: list[str], cells: list[str], reader: _Json) -> Row:
-    row = Row(line)
+def _csv_row(line: int, names: list[str], cells: list[str], reader: JsonReader) -> RawRow:
+    row = RawRow(line)
     unnamed = [cell for name, cell in zip(names, cells, strict=False) if not name]
     unnamed += cells[len(names) :]
     if len(cells) < len(names) or any(cell.strip() for cell in unnamed):
@@ -314,7 +259,7 @@ def _csv_row(line: int, names: list[str], cells: list[str], reader: _Json) -> Ro
     return row
 
 
-def _cell_value(name: str, cell: str, faults: list[Fault], reader: _Json) -> Any:
+def _cell_value(name: str, cell: str, faults: list[Fault], reader: JsonReader) -> Any:
     kind, text = KINDS[name], cell.strip()
     if kind == "integer" and (match := _INTEGER.fullmatch(text)):
         return int(match[1])
@@ -324,9 +269,10 @@ def _cell_value(name: str, cell: str, faults: list[Fault], reader: _Json) -> Any
         return text.lower() == "true"
     if kind == "object" or (kind == "lora" and text.startswith("{")):
         try:
-            value, found = reader.read_all(text)
+            value, repeated = reader.read_all(text)
         except json.JSONDecodeError as error:
-            value, found = None, [_not_json(error)]
-        faults.extend(Fault(name, fault.message) for fault in found)
-        return {} if value is None and kind == "object" else value
+            faults.append(Fault(name, _not_json(error).message))
+            return {} if kind == "object" else None
+        faults += _repeated_faults(name, repeated)
+        return value
     return cell

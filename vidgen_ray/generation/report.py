@@ -1,4 +1,4 @@
-"""The report of a batch: one self-contained page that lies beside the clips it shows."""
+"""Render the report of a batch, one self-contained HTML page beside its clips."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from urllib.parse import quote
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from vidgen_ray.schema import (
     BatchSummary,
@@ -16,7 +16,7 @@ from vidgen_ray.schema import (
     Validation,
 )
 
-# In the order in which they need a look; sorting by verdict follows it.
+# In the order in which they need attention; the page sorts by it.
 STATUS_LABELS = {
     "needs_review": "Needs review",
     "failed": "Failed",
@@ -47,7 +47,7 @@ Details = dict[str, Rows]
 
 @dataclass(frozen=True)
 class Segment:
-    """One part of a stacked bar: `value` in its unit, `percent` of the whole."""
+    """One part of a stacked bar: `value` in its unit, `percent` of the total."""
 
     name: str
     label: str
@@ -57,7 +57,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Mark:
-    """Ids that failed at about the same time; `x` and `y` in percent of the chart's box."""
+    """Ids that failed at about the same time; `x` and `y` in percent of the chart."""
 
     x: float
     y: float
@@ -66,7 +66,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Clips finished over a run: a step line in a box of 100 by 100 with y pointing down."""
+    """Clips finished over a run: an SVG step line in a 100 x 100 box with y pointing down."""
 
     line: str
     marks: list[Mark]
@@ -76,7 +76,7 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Card:
-    """One record as the page shows it; addresses are relative and None where there is no file."""
+    """One record as the page shows it; addresses are relative, None if there is no file."""
 
     record: GenerationRecord
     order: int
@@ -91,7 +91,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt of a validation, and the cards of its two clips as far as they have records."""
+    """A prompt of a validation with the cards of its two clips, None for one without a record."""
 
     prompt: ValidatedPrompt
     without: Card | None
@@ -106,22 +106,11 @@ def render_report(
 ) -> str:
     """The text of `index.html`, for the folder that holds the clips.
 
-    `records` come in the order of the jobs file; the page opens with those that need a look
-    first. `min_temporal_score` is the threshold to draw on the gauges; None draws none. With a
-    `validation` its pairs of clips come first, side by side. The page refers to the video,
-    `<id>.json` and `thumbnails/<id>.jpg` by relative address.
+    `records` are in the order of the jobs file; the page shows those that need attention first.
+    `min_temporal_score` is the threshold drawn on the gauges, if any. With a `validation` its
+    pairs of clips come first, side by side. The page links the video, `<id>.json` and
+    `thumbnails/<id>.jpg` by relative address.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "duration": _duration,
-        "moment": _moment,
-        "number": _number,
-    }
-    template = environment.from_string(
-        resources.files("vidgen_ray.generation").joinpath("report.html").read_text("utf-8")
-    )
     details = [_details(record) for record in records]
     shared = _shared(details)
     cards = [
@@ -129,7 +118,7 @@ def render_report(
         for order, record in enumerate(records)
     ]
     num_untrained = sum(record.model is not None and not record.model.trained for record in records)
-    return template.render(
+    return _template().render(
         summary=summary,
         start=_utc(summary.started_at),
         end=_utc(summary.finished_at),
@@ -145,6 +134,15 @@ def render_report(
         pairs=_pairs(validation, cards) if validation else [],
         untrained=num_untrained > 0 or (summary.model is not None and not summary.model.trained),
     )
+
+
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"duration": _duration, "moment": _moment, "number": _number}
+    text = resources.files("vidgen_ray.generation").joinpath("report.html").read_text("utf-8")
+    return environment.from_string(text)
 
 
 def _pairs(validation: Validation, cards: Sequence[Card]) -> list[Pair]:
@@ -181,7 +179,7 @@ def _card(record: GenerationRecord, order: int, details: Details) -> Card:
         order=order,
         rank=list(STATUS_LABELS).index(record.status),
         label=STATUS_LABELS[record.status],
-        # Loading weights is left out: it falls on whichever clip came first.
+        # Without the time to load weights, which only the first clip has.
         seconds=sum(known) if known else None,
         image_url=thumbnail if record.image else None,
         video_url=_address(record.artifact.filename) if record.artifact else None,
@@ -191,12 +189,12 @@ def _card(record: GenerationRecord, order: int, details: Details) -> Card:
 
 
 def _address(filename: str) -> str:
-    """A relative address; a colon or slash in `filename` cannot turn it into another site's."""
+    """A relative address; a colon or slash in `filename` cannot make it absolute."""
     return quote(filename, safe="")
 
 
 def _details(record: GenerationRecord) -> Details:
-    """Everything in the record that is not a headline of its card, by group."""
+    """Everything in the record that its card does not show already, by group."""
     request = record.request
     run = {"run_id", "created_at", "device", "peak_vram_gb", "content_hash"}
     parts = {
@@ -224,30 +222,30 @@ def _details(record: GenerationRecord) -> Details:
 
 
 def _shared(details: Sequence[Details]) -> Details:
-    """What every record that has the group has alike, in two records at least.
+    """The rows that are equal in all records with that group, if there are at least two.
 
-    The page says it once: a thousand clips repeat little, and what differs stands out.
+    The page shows them once, so that the differences between clips stand out.
     """
     shared: Details = {}
     for title in dict.fromkeys(title for groups in details for title in groups):
-        holders = [groups[title] for groups in details if title in groups]
-        if len(holders) > 1:
-            alike = set(holders[0]).intersection(*holders[1:])
-            shared[title] = [row for row in holders[0] if row in alike]
+        groups_with_title = [groups[title] for groups in details if title in groups]
+        if len(groups_with_title) > 1:
+            equal = set(groups_with_title[0]).intersection(*groups_with_title[1:])
+            shared[title] = [row for row in groups_with_title[0] if row in equal]
     return {title: rows for title, rows in shared.items() if rows}
 
 
 def _without(groups: Details, shared: Details) -> Details:
-    said = {title: set(rows) for title, rows in shared.items()}
+    shown = {title: set(rows) for title, rows in shared.items()}
     left = {
-        title: [row for row in rows if row not in said.get(title, set())]
+        title: [row for row in rows if row not in shown.get(title, set())]
         for title, rows in groups.items()
     }
     return {title: rows for title, rows in left.items() if rows}
 
 
 def _rows(values: Mapping[str, object], prefix: str = "") -> Rows:
-    """Names and printable values of a nested mapping; what is None or empty is left out."""
+    """Names and printable values of a nested mapping without None and empty values."""
     rows: Rows = []
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -271,7 +269,7 @@ def _text(value: object) -> str:
 
 
 def _status_counts(records: Iterable[GenerationRecord]) -> list[tuple[str, str, int]]:
-    """Name, label and number of records of each status that occurs."""
+    """Name, label and count of each status that occurs."""
     statuses = [record.status for record in records]
     return [
         (name, label, statuses.count(name))
@@ -281,9 +279,9 @@ def _status_counts(records: Iterable[GenerationRecord]) -> list[tuple[str, str, 
 
 
 def _segments(values: Mapping[str, float], labels: Mapping[str, str]) -> list[Segment]:
-    whole = sum(values.values()) or 1
+    total = sum(values.values()) or 1
     return [
-        Segment(name, labels[name], value, 100 * value / whole) for name, value in values.items()
+        Segment(name, labels[name], value, 100 * value / total) for name, value in values.items()
     ]
 
 
@@ -296,15 +294,15 @@ def _stage_segments(stages: StageTimes) -> list[Segment]:
 def _timeline(records: Sequence[GenerationRecord], summary: BatchSummary) -> Timeline:
     start = _utc(summary.started_at)
     wall_s = max((_utc(summary.finished_at) - start).total_seconds(), summary.wall_s, 1e-6)
-    mine = sorted(
+    own = sorted(
         (record for record in records if record.run_id == summary.run_id),
         key=lambda record: _utc(record.created_at),
     )
-    total = sum(record.artifact is not None for record in mine)
+    total = sum(record.artifact is not None for record in own)
     columns: dict[float, int] = {}
     failed: dict[float, list[str]] = {}
     num_clips = 0
-    for record in mine:
+    for record in own:
         elapsed = (_utc(record.created_at) - start).total_seconds() / wall_s
         column = round(min(max(elapsed, 0.0), 1.0) * MAX_CHART_COLUMNS)
         x = column * 100 / MAX_CHART_COLUMNS
@@ -318,7 +316,7 @@ def _timeline(records: Sequence[GenerationRecord], summary: BatchSummary) -> Tim
         line="M0 100" + "".join(steps) + "H100",
         marks=[Mark(x, height[x], _names(ids)) for x, ids in failed.items()],
         num_clips=total,
-        num_earlier=len(records) - len(mine),
+        num_earlier=len(records) - len(own),
     )
 
 

@@ -1,12 +1,4 @@
-"""Temporal measurements of a clip, from Dual TV-L1 optical flow and the order of its frames.
-
-Frames become grey pictures of at most `WORK_PIXELS`. Flow runs between neighbours both ways: DIS
-(Kroeger et al. 2016) gives the first guess, so that fast motion needs no deep pyramid, and Dual
-TV-L1 (Zach, Pock, Bischof 2007) refines it. A pixel is *valid* where both directions agree
-(Sundaram, Brox, Keutzer 2010). Then both neighbours of a frame are warped onto it. What sets the
-frame apart from both in the same way (a positive product of the two differences) is flicker or
-new texture; steady change has opposite signs, and a wrong flow has no preferred sign.
-"""
+"""Score the temporal consistency of a clip from Dual TV-L1 optical flow and frame order."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -30,7 +22,7 @@ Mask = NDArray[np.bool_]
 
 WORK_PIXELS = 240 * 360
 REFERENCE_HEIGHT = 480  # lengths are px of a picture this high
-VARIANCE_WEIGHT = 0.9  # motion that turns at random (variance 0.5) scores 0.64, shuffled 0.5
+VARIANCE_WEIGHT = 0.9  # random changes of direction (variance 0.5) score 0.64, shuffled frames 0.5
 FLOW_FLOOR_PX = 1.0  # slower motion hardly counts: its direction is noise
 COHERENCE_FLOOR_PX = 0.3
 WOBBLE_FLOOR_PX = 0.2
@@ -41,29 +33,29 @@ TVL1: dict[str, Any] = {
     "nscales": 3,
     "warps": 1,
     "epsilon": 0.05,
-    "innnerIterations": 10,  # OpenCV's own spelling
+    "innnerIterations": 10,  # OpenCV's spelling
     "outerIterations": 1,
     "scaleStep": 0.5,
     "gamma": 0.0,
     "medianFiltering": 1,
     "useInitialFlow": True,
 }
-# Bands: pixels of the frame, then of the working picture, each twice as coarse as the last.
-# Natural residue falls off with coarseness; a weight makes each band count like per-pixel noise.
+# Bands: the full-size frame, then the working frame, each band twice as coarse as the last. The
+# natural residual decreases with coarseness; the weights make bands comparable to per-pixel noise.
 TEXTURE_WEIGHTS = (1.0, 0.6, 3.5, 4.5)
-MISFIT = (0.1, 0.1, 0.0, 0.0)  # of the detail itself, that warping by parts of a pixel may lose
-LEVELS_SEEN = (20, 235)  # darker or brighter blocks clip, which hides what was added to them
-BLOCKS = (12, 8)  # across, down
+MISFIT = (0.1, 0.1, 0.0, 0.0)  # share of detail that subpixel warping may lose
+LEVELS_SEEN = (20, 235)  # darker or brighter blocks saturate, which hides changes
+BLOCKS = (12, 8)  # columns, rows
 LIGHT_BLOCKS = (24, 16)
-ORDER_SIZE = (48, 32)  # of the pictures whose order is looked at
-CHANGE_SIZE = (96, 64)  # of the pictures that are searched for any change
+ORDER_SIZE = (48, 32)  # frame size for the analysis of frame order
+CHANGE_SIZE = (96, 64)  # frame size for the detection of any change
 CHANGE_LEVELS = 10
 STILL_LEVELS = 1
 STATIC_FRACTION = 0.003
 MIN_FRAMES_FOR_ORDER = 8
 MIN_PAIRS_FOR_CUT = 4
-CUT_SIDE = 6  # steps before and after that say what is usual
-CHUNK = 64  # pairs whose flow is held in memory, about 2 MB each
+CUT_SIDE = 6  # steps before and after that define the usual loss
+CHUNK = 64  # pairs whose flow is in memory at once, about 2 MB each
 
 _engines = threading.local()
 
@@ -71,9 +63,17 @@ _engines = threading.local()
 def score_video(
     video: Video, num_threads: int = 1, image: np.ndarray | None = None
 ) -> TemporalScore:
-    """Measure `video`; any `num_threads` gives the same result. See TemporalScore for units.
+    """Score `video`; the result does not depend on `num_threads`. See TemporalScore for units.
 
-    `image` is the conditioning image, uint8 [height, width, 3], where it is at hand. Takes about 9
+    Frames become grey images of at most `WORK_PIXELS`. Flow is computed between neighbours in both
+    directions: DIS (Kroeger et al. 2016) gives the initial flow, so that fast motion needs no deep
+    pyramid, and Dual TV-L1 (Zach, Pock, Bischof 2007) refines it. A pixel is *valid* where both
+    directions agree (Sundaram, Brox, Keutzer 2010). Then both neighbours of a frame are warped onto
+    it: where the frame differs from both in the same direction (a positive product of the two
+    differences) there is flicker or new texture. Steady change has opposite signs, and a wrong flow
+    no preferred sign.
+
+    `image` is the conditioning image, uint8 [height, width, 3], if available. Takes about 9
     core-seconds for 49 frames of 480x720. Raises RequestError unless the frames are uint8
     [num_frames >= 2, height >= 16, width >= 16, 3].
     """
@@ -93,18 +93,18 @@ def score_video(
 
 @dataclass(frozen=True)
 class _Step:
-    """Frames t and t+1 in figures."""
+    """Scalars of frames t and t+1."""
 
     mean_flow: float
     valid_fraction: float
-    matched_fraction: float  # the same, of the frame of the two that has less of it
+    matched_fraction: float  # the smaller valid fraction of the two directions
     warp_error: float | None
-    unlikeness: float  # 1 - correlation of t with t+1 warped onto it
+    dissimilarity: float  # 1 - correlation of t with t+1 warped onto it
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Frames t and t+1 at working size."""
+    """Flow between frames t and t+1 at working size, [height, width, 2]."""
 
     forward: Floats
     backward: Floats
@@ -115,17 +115,17 @@ class _Pair:
 
 @dataclass(frozen=True)
 class _Triple:
-    """Frame t beside both neighbours."""
+    """Frame t compared with both neighbours."""
 
     energy: float  # mean over the picture of the valid (|v_in|^2 + |v_out|^2) / 2, px^2
     variance: float  # the same of |v_out - v_in|^2 / 4
     valid_fraction: float
     acceleration: float
     block_motion: tuple[Floats, Floats]  # v_in and v_out, [rows, columns, 2]
-    local_turn: Floats  # [rows, columns], px^2: local v_in . v_out, negative where it turns back
+    local_turn: Floats  # [rows, columns], px^2: local v_in . v_out, negative where it reverses
     local_energy: Floats  # [rows, columns], px^2: mean square of local v_in and v_out
     flicker: float  # product of the two log brightness steps
-    texture: Floats  # [bands, rows, columns], levels^2; nan where it cannot be seen
+    texture: Floats  # [bands, rows, columns], levels^2; nan where it cannot be measured
 
 
 def _check(frames: np.ndarray) -> None:
@@ -212,7 +212,7 @@ def _work_size(height: int, width: int) -> tuple[int, int]:
 
 
 def _work_picture(image: Bytes, size: tuple[int, int]) -> Bytes:
-    """Shrunk without aliasing, which would differ in every frame of a pan over fine detail."""
+    """Downscale without aliasing, which would flicker in a pan over fine detail."""
     factor = image.shape[0] / size[1]
     soft = cv2.GaussianBlur(image, (0, 0), 0.4 * factor) if factor > 1.2 else image
     picture: Bytes = _shrink(soft, size)
@@ -221,7 +221,7 @@ def _work_picture(image: Bytes, size: tuple[int, int]) -> Bytes:
 
 def _pair(a: Bytes, b: Bytes) -> _Pair:
     gain = _gain(a, b)
-    b_as_bright = cv2.convertScaleAbs(b, alpha=1 / gain)  # TV-L1 takes brightness for constant
+    b_as_bright = cv2.convertScaleAbs(b, alpha=1 / gain)  # TV-L1 assumes constant brightness
     forward, backward = _flow(a, b_as_bright), _flow(b_as_bright, a)
     valid, valid_back = _agreement(forward, backward), _agreement(backward, forward)
     warped = _warp(b, forward) / np.float32(gain)
@@ -231,27 +231,27 @@ def _pair(a: Bytes, b: Bytes) -> _Pair:
         valid_fraction=float(valid.mean()),
         matched_fraction=float(min(valid.mean(), valid_back.mean())),
         warp_error=float(errors.mean()) if errors.size else None,
-        unlikeness=1 - _correlation(warped, a.astype(np.float32)),
+        dissimilarity=1 - _correlation(warped, a.astype(np.float32)),
     )
     return _Pair(forward, backward, valid, valid_back, step)
 
 
 def _gain(a: Bytes, b: Bytes) -> float:
-    """Brightness of `b` over `a`: the median over lit blocks, so that things may come and go."""
+    """Brightness of `b` over `a`: the median over lit blocks, robust to moving objects."""
     light_a, light_b = (_shrink(x, LIGHT_BLOCKS) + 4.0 for x in (a, b))
     lit = _lit((light_a + light_b) / 2)
     return float(np.exp(np.median(np.log(light_b / light_a)[lit])))
 
 
 def _lit(light: np.ndarray) -> Mask:
-    """All blocks that are not dark; of a dark picture, the brighter half."""
+    """All blocks that are not dark; in a dark image the brighter half."""
     lit: Mask = light >= min(float(np.median(light)), LEVELS_SEEN[0])
     return lit
 
 
 def _flow(a: Bytes, b: Bytes) -> Floats:
-    """Where each pixel of `a` lies in `b`: [height, width, 2], px."""
-    if not hasattr(_engines, "tvl1"):  # neither object may be shared between threads
+    """The flow from `a` to `b`, [height, width, 2] in px."""
+    if not hasattr(_engines, "tvl1"):  # neither object is thread-safe
         _engines.tvl1 = cv2.optflow.DualTVL1OpticalFlow_create(  # type: ignore[attr-defined]
             **TVL1
         )
@@ -259,7 +259,7 @@ def _flow(a: Bytes, b: Bytes) -> Floats:
             cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
         )
     guess = _engines.dis.calc(a, b, None)
-    # Flat areas fit any flow: where standing still explains the picture as well, it is the answer.
+    # Flat areas fit any flow: where zero flow explains the image as well, it is used.
     stay, go = (cv2.blur(cv2.absdiff(a, x), (7, 7)) for x in (b, _warp_bytes(b, guess)))
     guess[stay.astype(np.int16) <= go.astype(np.int16) + 1] = 0
     flow: Floats = _engines.tvl1.calc(a, b, guess)
@@ -279,7 +279,7 @@ def _warp_bytes(image: Bytes, flow: Floats) -> Bytes:
 
 
 def _warp(image: Bytes, flow: Floats) -> Floats:
-    """Cubic, because a linear warp blurs and a blur looks like a change of texture."""
+    """Cubic warp: a linear one blurs, which would look like a change of texture."""
     warped: Bytes = cv2.remap(
         image, *_targets(flow), cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
     )
@@ -287,7 +287,7 @@ def _warp(image: Bytes, flow: Floats) -> Floats:
 
 
 def _agreement(forward: Floats, backward: Floats) -> Mask:
-    """Pixels that stay inside the picture and that the backward flow brings home."""
+    """Pixels that stay inside the image and that the backward flow maps back."""
     x, y = _targets(forward)
     inside = (x >= 0) & (x <= x.shape[1] - 1) & (y >= 0) & (y <= y.shape[0] - 1)
     back = cv2.remap(backward, x, y, cv2.INTER_LINEAR)
@@ -297,10 +297,10 @@ def _agreement(forward: Floats, backward: Floats) -> Mask:
 
 
 def _correlation(a: Floats, b: Floats, floor: float = 4.0) -> float:
-    """Correlation of two pictures; `floor`, levels^2, makes two flat ones equal."""
+    """Correlation of two images; `floor`, levels^2, makes two flat ones equal."""
     a, b = a - a.mean(), b - b.mean()
-    spread = ((a * a).mean() + floor) * ((b * b).mean() + floor)
-    return float(((a * b).mean() + floor) / np.sqrt(spread))
+    scale = ((a * a).mean() + floor) * ((b * b).mean() + floor)
+    return float(((a * b).mean() + floor) / np.sqrt(scale))
 
 
 def _triple(full: list[Bytes], work: list[Bytes], before: _Pair, after: _Pair) -> _Triple:
@@ -334,7 +334,7 @@ def _triple(full: list[Bytes], work: list[Bytes], before: _Pair, after: _Pair) -
 
 
 def _local(flow: Floats) -> Floats:
-    """Flow against that of its surroundings, an eighth of the picture high."""
+    """Flow relative to the mean flow around it, in a box of 1/8 of the height."""
     side = max(3, flow.shape[0] // 8)
     local: Floats = flow - cv2.blur(flow, (side, side))
     return local
@@ -354,10 +354,11 @@ def _full_size_differences(
 
 
 def _texture_bands(layers: list[Floats], valid: Mask, misfit: tuple[float, ...]) -> list[Floats]:
-    """Levels^2 by block, from fine to coarse, one band for each entry of `misfit`.
+    """Texture change by block, levels^2 [rows, columns], one band per entry of `misfit`.
 
-    `layers` are both differences and the frame. A band holds the mean product of the differences
-    above what misfit of the frame's own detail explains.
+    `layers` are both differences and the frame, [height, width] each. A band is the mean product of
+    the differences, less what a misfit of the frame's own detail explains; bands go from fine to
+    coarse.
     """
     weight = valid.astype(np.float32)
     layers = [layer * weight for layer in layers]
@@ -382,7 +383,7 @@ def _texture_bands(layers: list[Floats], valid: Mask, misfit: tuple[float, ...])
 
 
 def _brightness_step(difference: Floats, image: Floats, valid: Mask) -> float:
-    """log of the neighbour's brightness over this frame's: the median over lit, valid blocks."""
+    """Log ratio of the neighbour's brightness to the frame's: median over lit, valid blocks."""
     weight = valid.astype(np.float32)
     share = _shrink(weight, LIGHT_BLOCKS)
     light = _shrink(image, LIGHT_BLOCKS) + 4.0
@@ -410,9 +411,9 @@ def _motion_coherence(triples: list[_Triple], floor: float) -> float | None:
 
 
 def _wobble(triples: list[_Triple], scale: float) -> float | None:
-    """Extent, times correlation, of local motion that turns back: medians over the blocks.
+    """Extent times correlation of local motion that reverses: medians over the blocks.
 
-    Limbs and leaves turn back in places; texture that boils does so all over the picture.
+    Limbs and leaves reverse in places; boiling texture reverses everywhere.
     """
     if not triples:
         return None
@@ -423,7 +424,7 @@ def _wobble(triples: list[_Triple], scale: float) -> float | None:
 
 
 def _texture_change(triples: list[_Triple]) -> float | None:
-    """Of the calmest tenth of the blocks: the world changes in places, a defect everywhere."""
+    """Of the calmest tenth of the blocks: real change is local, a defect is everywhere."""
     if not triples:
         return None
     texture = np.stack([t.texture for t in triples])
@@ -451,10 +452,10 @@ def _disorder(pictures: Floats) -> float | None:
 
 
 def _cut_strength(steps: list[_Step], pictures: Floats) -> float | None:
-    """The worst step of the clip: what it loses of the picture, against the calmer side of it.
+    """The worst step: the fraction of unmatched pixels above that of the calmer side.
 
-    Loss counts as far as the warped picture is unlike the frame before, or the step is larger
-    than those beside it: fast motion loses as much, but is neither.
+    It counts in proportion to how dissimilar the warped frame is, or how much larger the step is
+    than its neighbours: fast motion also loses matches, but is neither.
     """
     if len(steps) < MIN_PAIRS_FOR_CUT:
         return None
@@ -467,7 +468,7 @@ def _cut_strength(steps: list[_Step], pictures: Floats) -> float | None:
         sides = [matched[max(0, t - CUT_SIDE) : t], matched[t + 1 : t + 1 + CUT_SIDE]]
         usual = max(float(np.median(side)) for side in sides if len(side) > 1)
         lost = usual - step.matched_fraction
-        worst = max(worst, lost * min(1.0, max(step.unlikeness / 0.25, isolation)))
+        worst = max(worst, lost * min(1.0, max(step.dissimilarity / 0.25, isolation)))
     return worst
 
 

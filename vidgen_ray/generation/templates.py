@@ -46,6 +46,20 @@ class PromptTemplate(Section):
         return [name for name in self.fields if name not in self.defaults]
 
 
+class TemplateFields(Section):
+    """The fields of a request that become its prompt."""
+
+    template: str | None = Field(
+        None,
+        min_length=1,
+        max_length=120,
+        description="A standard prompt by name; a `prompt` beside it is added to its text.",
+    )
+    fields: dict[str, Any] | None = Field(
+        None, description="An object with the values of the template's fields."
+    )
+
+
 @lru_cache
 def load_templates(path: str | None) -> dict[str, PromptTemplate]:
     """The templates in the YAML file at `path`, or those that ship. Raises ConfigError."""
@@ -63,7 +77,7 @@ def load_templates(path: str | None) -> dict[str, PromptTemplate]:
 
 
 def expand(fields: Mapping[str, Any], path: str | None) -> dict[str, Any]:
-    """The fields of a request with its `template` and `fields` made a `prompt`.
+    """The fields of a request with its `template` and `fields` expanded to a `prompt`.
 
     A `prompt` beside the template is added to its text. Template, fields and defaults in use are
     kept in `metadata`. Raises RequestError that lists what there is.
@@ -73,7 +87,7 @@ def expand(fields: Mapping[str, Any], path: str | None) -> dict[str, Any]:
     name = fields.get("template")
     if name is None:
         if "fields" in fields:
-            raise RequestError("fields: must stand beside a template; name one, or leave them out")
+            raise RequestError("fields: needs a template; name one, or leave fields out")
         return rest
     templates = load_templates(path)
     if name not in templates:

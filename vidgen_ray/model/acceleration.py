@@ -1,7 +1,4 @@
-"""Choose the acceleration options of a pipeline when it loads, and apply them.
-
-The choice is data (`Options`), made once per load and recorded with each clip.
-"""
+"""Choose the acceleration options of a pipeline when it loads, and apply them."""
 
 import json
 import math
@@ -24,6 +21,7 @@ from vidgen_ray.model.checkpoint import Checkpoint
 from vidgen_ray.model.compilation import CompileCache, compile_blocks
 from vidgen_ray.model.decoder import fuse_decoder
 from vidgen_ray.model.denoiser import Denoiser
+from vidgen_ray.model.device import resolve_dtype
 from vidgen_ray.model.parallel import RankMesh
 from vidgen_ray.model.quantization import quantize_linears
 from vidgen_ray.model.solver import SyncFreeDPM
@@ -64,9 +62,9 @@ class Speedups:
 
 @dataclass(frozen=True)
 class Options:
-    """The options a pipeline is loaded with. Requests with equal options share one pipeline.
+    """The options a pipeline is loaded with, recorded with each clip.
 
-    `speedups` is None for plain diffusers.
+    Requests with equal options share one loaded pipeline. `speedups` is None for plain diffusers.
     """
 
     dtype: Dtype
@@ -97,19 +95,20 @@ def choose_options(
     device). Raises ConfigError if an explicit option cannot be met.
     """
     model = model.under(profile)
+    dtype = resolve_dtype(model.dtype, device)
     if device.type != "cuda":
         placement: tuple[EffectiveOffload, bool] = ("none", model.vae_tiling is True)
     else:
         if free_bytes is None:
             free_bytes, _ = torch.cuda.mem_get_info(device)
         linears = profile.linears if profile else "exact"
-        placement = _placement(model, checkpoint, num_pixels, free_bytes, linears)
-    speedups = _speedups(model, profile, device, placement[0]) if profile else None
-    return Options(model.dtype, model.scheduler, *placement, speedups)
+        placement = _placement(model, dtype, checkpoint, num_pixels, free_bytes, linears)
+    speedups = _speedups(dtype, profile, device, placement[0]) if profile else None
+    return Options(dtype, model.scheduler, *placement, speedups)
 
 
 def _speedups(
-    model: ModelConfig, profile: Profile, device: torch.device, offload: EffectiveOffload
+    dtype: Dtype, profile: Profile, device: torch.device, offload: EffectiveOffload
 ) -> Speedups:
     moves_weights = offload in {"model", "sequential", "group"}
     if moves_weights and profile.fuse_vae is True:
@@ -129,11 +128,11 @@ def _speedups(
                 f"{least[0]}.{least[1]} or newer (fp8: Ada, int8: Hopper); use fp8_weights, which "
                 "only saves memory, or exact"
             )
-        if model.dtype == "float16":
+        if dtype == "float16":
             raise ConfigError(
                 f"linears: {profile.linears} needs bfloat16, got dtype float16; set dtype: bfloat16"
             )
-    attention, note = choose_attention(profile.attention, device, model.dtype)
+    attention, note = choose_attention(profile.attention, device, dtype)
 
     compiled = device.type == "cuda" and not moves_weights
     return Speedups(
@@ -256,6 +255,7 @@ def enable_tiling(vae: AutoencoderKLCogVideoX) -> None:
 
 def _placement(
     model: ModelConfig,
+    dtype: Dtype,
     checkpoint: Checkpoint,
     num_pixels: int,
     free_bytes: int,
@@ -268,7 +268,7 @@ def _placement(
     tilings = [False, True] if model.vae_tiling == "auto" else [model.vae_tiling]
     choices = [(offload, vae_tiling) for offload in offloads for vae_tiling in tilings]
     for offload, vae_tiling in choices:
-        peak = _peak_bytes(model.dtype, checkpoint, num_pixels, offload, vae_tiling, linears)
+        peak = _peak_bytes(dtype, checkpoint, num_pixels, offload, vae_tiling, linears)
         if _MARGIN * peak <= free_bytes:
             return offload, vae_tiling
     return choices[-1]

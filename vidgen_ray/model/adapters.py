@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 
 from vidgen_ray.config import LoRA
 from vidgen_ray.errors import RequestError
-from vidgen_ray.model.checkpoint import Checkpoint, hash_file
+from vidgen_ray.model.checkpoint import Checkpoint
 from vidgen_ray.model.lora_file import (
     LoraDelta,
     find_config,
@@ -25,6 +25,7 @@ from vidgen_ray.model.lora_file import (
     read_deltas,
 )
 from vidgen_ray.model.quantization import EightBitLinear
+from vidgen_ray.model.weights import hash_file
 
 _PREFIX = "transformer"
 _ADAPTER_NAME = "adapter"

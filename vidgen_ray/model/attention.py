@@ -1,9 +1,4 @@
-"""The joint text-video attention processor of CogVideoX blocks, written to fuse when compiled.
-
-diffusers' own processor rotates a slice of the sequence in place, which torch.compile cannot fuse.
-Here the text tokens get an identity rotation (cos 1, sin 0), so that norm, rotary embedding and
-layout change are one elementwise chain that compiles to one kernel.
-"""
+"""The joint text-video attention processor of CogVideoX blocks, written to fuse when compiled."""
 
 from typing import Any
 
@@ -16,9 +11,12 @@ from vidgen_ray.model.parallel import RotaryTables, UlyssesGroup
 class JointAttention:
     """Attention processor of a CogVideoX block; text tokens precede video tokens.
 
-    `image_rotary_emb` is the result of `joint_rotary`. With `group`, each rank holds a shard of the
-    tokens before and after attention and a shard of the heads during it (DeepSpeed-Ulysses,
-    arXiv:2309.14509).
+    diffusers' own processor rotates a slice of the sequence in place, which torch.compile cannot
+    fuse. Here `image_rotary_emb` is the result of `joint_rotary`, which gives the text tokens an
+    identity rotation, so that norm, rotary embedding and layout change compile to one kernel.
+
+    With `group`, each rank has a shard of the tokens before and after attention and a shard of the
+    heads during it (DeepSpeed-Ulysses, arXiv:2309.14509).
     """
 
     def __init__(self, name: EffectiveAttention, group: UlyssesGroup | None = None) -> None:
@@ -54,7 +52,7 @@ class JointAttention:
 
 def joint_rotary(video: RotaryTables | None, num_text: int) -> RotaryTables | None:
     """Rotary tables [S, head_dim] of video tokens, extended to [num_text + S, head_dim] by an
-    identity rotation of the text tokens."""
+    identity rotation (cos 1, sin 0) of the text tokens."""
     if video is None:
         return None
     cos, sin = video

@@ -1,15 +1,15 @@
 """Block-wise torch.compile, with compiled artifacts cached across processes and nodes."""
 
-import contextlib
 import hashlib
 import json
 import logging
 import platform
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
+
+from vidgen_ray.addresses import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +54,13 @@ class CompileCache:
         saved = torch.compiler.save_cache_artifacts()
         if saved is None:
             return
-        partial = self._file.with_name(f"{self._file.name}.{uuid4().hex[:8]}")
         try:
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(saved[0])
-            partial.replace(self._file)
+            with atomic_path(self._file) as partial:
+                partial.write_bytes(saved[0])
         except OSError as error:  # not fatal: the next start compiles again
             logger.warning(
                 "%s cannot be written, so the next start will compile again: %s", self._file, error
             )
-            with contextlib.suppress(OSError):
-                partial.unlink()
         self._loaded = True
 
 

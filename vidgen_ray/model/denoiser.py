@@ -1,9 +1,4 @@
-"""The optimized forward pass of the CogVideoX transformer: diffusers' computation, with room for
-acceleration.
-
-It replaces `CogVideoXTransformer3DModel.forward` and calls the same modules, which allows a step
-cache between the blocks, CFG and sequence parallelism around them, and block-wise compilation.
-"""
+"""The forward pass of the CogVideoX transformer in `mode: optimized`."""
 
 from typing import Any
 
@@ -20,6 +15,10 @@ from vidgen_ray.model.step_cache import StepCache
 
 class Denoiser:
     """The forward pass of one transformer, with its per-clip state.
+
+    It replaces `CogVideoXTransformer3DModel.forward` and calls the same modules, which allows a
+    step cache between the blocks, CFG and sequence parallelism around them, and block-wise
+    compilation.
 
     `num_computed` counts the steps of the clip that ran all blocks.
     """

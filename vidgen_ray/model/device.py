@@ -5,12 +5,14 @@ import logging
 import os
 import platform
 import time
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import torch
 
-from vidgen_ray.config import cpu_has_bfloat16
+from vidgen_ray.config import Config, Dtype, DtypeSetting
 from vidgen_ray.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -30,11 +32,48 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def use_cpu(num_threads: int | None, dtype: str | None = None) -> None:
-    """Prepare this process to compute on a CPU, with all its cores unless told otherwise.
+def require_gpu(config: Config) -> None:
+    """Refuse to run a model that is configured for a GPU on the CPU by accident.
 
-    Large tensors are allocated and freed all the time, and glibc hands each back to the system,
-    whose zeroed pages took half of the time of decoding a clip: it is told to keep them.
+    `model.device: cpu` asks for it. Raises ConfigError.
+    """
+    wants_gpu = config.model.device != "cpu" and config.batch.num_gpus_per_worker > 0
+    if wants_gpu and not torch.cuda.is_available():
+        raise ConfigError(
+            f"batch.num_gpus_per_worker: {config.batch.num_gpus_per_worker:g} for "
+            f"{config.model.checkpoint}, but torch sees no GPU here; use --config nano for the "
+            "embedded model on the CPU, or --set model.device=cpu to wait hours for this one"
+        )
+
+
+def resolve_dtype(setting: DtypeSetting, device: torch.device) -> Dtype:
+    """`auto` becomes bfloat16 on a GPU and on a CPU that multiplies it, float32 on other CPUs.
+
+    Called where weights load: the machine that parses a configuration may be another one.
+    """
+    if setting != "auto":
+        return setting
+    return "bfloat16" if device.type == "cuda" or cpu_has_bfloat16() else "float32"
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU of this machine has instructions that multiply bfloat16.
+
+    Without them a convolution takes hundreds of times as long as in float32 (oneDNN's reference).
+    """
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def use_cpu(num_threads: int | None, dtype: DtypeSetting | None = None) -> None:
+    """Prepare this process to compute on a CPU, with `num_threads` threads, by default one a core.
+
+    Large tensors are allocated and freed all the time, and glibc returns each to the system, whose
+    zeroed pages took half of the time of decoding a clip: mallopt makes it keep them.
     """
     torch.set_num_threads(num_threads or num_cores())
     if platform.libc_ver()[0] == "glibc":
@@ -57,7 +96,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def reset_peak_vram(device: torch.device) -> None:
-    """Start measuring the peak anew."""
+    """Reset the peak of allocated memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -1,22 +1,15 @@
-"""The parts of a checkpoint that make training data: the VAE's encoder and the text encoder.
+"""The VAE's encoder and the text encoder, each loaded alone to turn clips into training data."""
 
-Each loads alone, so that a GPU holds one of them and not the transformer.
-"""
-
-import json
-import math
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
-from transformers import AutoTokenizer, T5EncoderModel
 
-from vidgen_ray.config import Dtype
-from vidgen_ray.errors import ConfigError
+from vidgen_ray.config import DtypeSetting
 from vidgen_ray.model.acceleration import enable_tiling
-from vidgen_ray.model.checkpoint import Checkpoint, quiet
+from vidgen_ray.model.checkpoint import Checkpoint, load_part, load_tokenizer
+from vidgen_ray.model.device import resolve_dtype
 
 # The noise on conditioning images that the model was trained with: sigma is log-normal, in units of
 # pixels from -1 to 1 (CogVideoX, arXiv 2408.06072, and the diffusers example that trains its LoRA).
@@ -27,18 +20,13 @@ class VideoEncoder:
     """The VAE, encoding."""
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: Dtype, device: torch.device, *, tiling: bool
+        self, checkpoint: Checkpoint, dtype: DtypeSetting, device: torch.device, *, tiling: bool
     ) -> None:
         """Load the VAE of `checkpoint`. Raises ConfigError."""
-        quiet()
         self._device = device
-        self._dtype = getattr(torch, dtype)
-        try:
-            vae = AutoencoderKLCogVideoX.from_pretrained(
-                checkpoint.folder / "vae", dtype=self._dtype, local_files_only=True
-            )
-        except Exception as error:  # the loaders raise anything from KeyError to SafetensorError
-            raise _cannot_load(checkpoint, "vae", error) from error
+        resolved = resolve_dtype(dtype, device)
+        self._dtype = getattr(torch, resolved)
+        vae = load_part(checkpoint, "vae", resolved)
         self._vae = vae.to(device).eval().requires_grad_(False)
         if tiling:
             enable_tiling(self._vae)
@@ -85,21 +73,12 @@ class VideoEncoder:
 class PromptEncoder:
     """The tokenizer and the text encoder."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: Dtype, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: DtypeSetting, device: torch.device) -> None:
         """Load the text encoder of `checkpoint`. Raises ConfigError."""
-        quiet()
         self._device = device
-        config = json.loads((checkpoint.folder / "transformer" / "config.json").read_text())
-        self._num_tokens = int(config.get("max_text_seq_length", 226))
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder / "tokenizer")
-            encoder = T5EncoderModel.from_pretrained(
-                checkpoint.folder / "text_encoder",
-                dtype=getattr(torch, dtype),
-                local_files_only=True,
-            )
-        except Exception as error:
-            raise _cannot_load(checkpoint, "text_encoder", error) from error
+        self._num_tokens = checkpoint.max_text_tokens
+        self._tokenizer = load_tokenizer(checkpoint)
+        encoder = load_part(checkpoint, "text_encoder", resolve_dtype(dtype, device))
         self._encoder = encoder.to(device).eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -131,15 +110,6 @@ def latent_scales(checkpoint: Checkpoint) -> tuple[float, float]:
     The released I2V weights were trained with unscaled image latents, hence `invert_scale_latents`,
     by which diffusers divides where it should multiply.
     """
-    config = json.loads((checkpoint.folder / "vae" / "config.json").read_text())
-    scale = float(config["scaling_factor"])
-    if not math.isfinite(scale) or scale <= 0:
-        raise ConfigError(f"model.checkpoint: the VAE's scaling_factor must be over 0, got {scale}")
-    return scale, 1 / scale if config.get("invert_scale_latents") else scale
-
-
-def _cannot_load(checkpoint: Checkpoint, part: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"model.checkpoint: {checkpoint.folder / part} cannot be loaded: {error}; download or copy "
-        "the folder again"
-    )
+    vae = checkpoint.configs.vae
+    scale = vae.scaling_factor
+    return scale, 1 / scale if vae.invert_scale_latents else scale

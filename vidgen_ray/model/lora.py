@@ -20,10 +20,11 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from vidgen_ray.addresses import one_line
 from vidgen_ray.config import Dtype, TrainingConfig
 from vidgen_ray.errors import ConfigError
 from vidgen_ray.model.adapters import skeleton
-from vidgen_ray.model.checkpoint import Checkpoint, quiet
+from vidgen_ray.model.checkpoint import Checkpoint, assemble_pipeline, load_part
 from vidgen_ray.model.lora_file import WEIGHTS_NAME
 
 Checkpointing = Literal["none", "full", "selective"]
@@ -137,7 +138,7 @@ class LoraTransformer(nn.Module):
             except ValueError as error:  # PEFT found none of the targets, or one that is no layer
                 raise ConfigError(
                     f"training.targets: must name linear layers of the transformer, got "
-                    f"{training.targets}: {str(error).splitlines()[0]}; use to_q, to_k, to_v, "
+                    f"{training.targets}: {one_line(error)}; use to_q, to_k, to_v, "
                     "to_out.0"
                 ) from None
         for layer in list(self.transformer.modules()):
@@ -237,26 +238,15 @@ def _keep_in_float32(layer: LoraLayer) -> None:
 
 def _load(checkpoint: Checkpoint, dtype: Dtype) -> CogVideoXImageToVideoPipeline:
     """The pipeline without VAE and text encoder."""
-    quiet()
     if dtype == "float16":
         raise ConfigError(
             "model.dtype: must be bfloat16 or float32 for training, got float16, whose gradients "
             "underflow; set model.dtype=bfloat16"
         )
-    try:
-        pipeline = CogVideoXImageToVideoPipeline.from_pretrained(
-            checkpoint.folder,
-            vae=None,
-            text_encoder=None,
-            tokenizer=None,
-            dtype=getattr(torch, dtype),
-            local_files_only=True,
-        )
-    except Exception as error:  # the loaders raise anything from KeyError to SafetensorError
-        raise ConfigError(
-            f"model.checkpoint: {checkpoint.folder} cannot be loaded: {error}; download or copy "
-            "the folder again"
-        ) from error
+    transformer = load_part(checkpoint, "transformer", dtype)
+    pipeline = assemble_pipeline(
+        checkpoint, transformer=transformer, vae=None, text_encoder=None, tokenizer=None
+    )
     config = pipeline.transformer.config
     kind = pipeline.scheduler.config.prediction_type
     if config.patch_size_t is not None or kind != "v_prediction":

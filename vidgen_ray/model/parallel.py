@@ -1,9 +1,4 @@
-"""One clip on several devices: CFG parallelism over the guided batch, Ulysses over the tokens.
-
-Every rank runs the same engine on the same request. Inside the transformer a rank works on its half
-of the guided batch and on its shard of the tokens; outside, all ranks repeat the same cheap
-computation on the same numbers, so nothing else has to be communicated.
-"""
+"""One clip on several devices: CFG parallelism over the guided batch, Ulysses over the tokens."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -140,7 +135,12 @@ class UlyssesGroup:
 
 
 class RankMesh:
-    """The ranks that generate one clip together: CFG-parallel x Ulysses."""
+    """The ranks that generate one clip together: CFG-parallel x Ulysses.
+
+    Every rank runs the same engine on the same request. Inside the transformer a rank works on its
+    half of the guided batch and its shard of the tokens; outside, all ranks repeat the same cheap
+    computation on the same numbers, so nothing else has to be communicated.
+    """
 
     def __init__(self, rank: int, size: int, device: torch.device, *, guided: bool = True) -> None:
         """Call `join` instead. Uses two CFG-parallel ranks if `guided` and `size` is even."""

@@ -1,8 +1,8 @@
-"""Learned positions for a shape the checkpoint was not trained for.
+"""Resamples learned positional embeddings for a shape that the checkpoint was not trained for.
 
-diffusers refuses another frame size outright, and for another number of frames silently puts
-sinusoids in the place of the learned table. Here the learned table is resampled instead: cut in
-time, stretched in space. It is a stopgap, recorded with the clip; the model never saw it.
+diffusers rejects another frame size, and for another number of frames silently replaces the learned
+table with sinusoids. The resampled table is cropped in time and interpolated in space; the model
+was not trained with it, and the record says so.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def positions_for(
     height: int,
     width: int,
 ) -> Iterator[None]:
-    """Within the context the transformer takes clips of this shape, in frames and pixels."""
+    """Within the context the transformer accepts clips of this shape, in frames and pixels."""
     trained = (checkpoint.num_frames, checkpoint.height, checkpoint.width)
     embed = transformer.patch_embed
     if (num_frames, height, width) == trained or not embed.use_learned_positional_embeddings:
@@ -42,7 +42,7 @@ def positions_for(
     def resampled(*_shape: int, device: torch.device) -> torch.Tensor:
         return table.to(device)
 
-    # diffusers computes positions with this method wherever a shape is not the trained one.
+    # diffusers calls this method for every shape but the trained one.
     embed._get_positional_embeddings = resampled
     embed.use_learned_positional_embeddings = False
     was_fixed, embed.use_positional_embeddings = embed.use_positional_embeddings, True

@@ -1,9 +1,4 @@
-"""CogVideoX's DPM scheduler without device synchronization, with prefetched noise.
-
-diffusers looks up each step's noise level by a timestep on the device, which synchronizes, and
-draws noise on the CPU when the step is reached, so the device idles. Here timesteps are Python
-integers, and a thread draws the noise of the next step during the current one.
-"""
+"""CogVideoX's DPM scheduler without device synchronization, with prefetched noise."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -12,7 +7,12 @@ from diffusers import CogVideoXDPMScheduler
 
 
 class SyncFreeDPM(CogVideoXDPMScheduler):  # type: ignore[misc]
-    """`CogVideoXDPMScheduler` with the same steps and noise, bit-exact on a CPU."""
+    """`CogVideoXDPMScheduler` with the same steps and noise, bit-exact on a CPU.
+
+    diffusers looks up each step's noise level by a timestep on the device, which synchronizes, and
+    draws noise on the CPU when the step is reached, so the device idles. Here timesteps are Python
+    integers, and a thread draws the noise of the next step during the current one.
+    """
 
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None

@@ -1,9 +1,4 @@
-"""The step cache: reuse the residual of the transformer's blocks between similar steps.
-
-The first block always runs. The relative change of its residual since the last computed step
-decides whether the remaining blocks run or their cached residual is reused (first-block cache of
-ParaAttention, after TeaCache, arXiv:2411.19108).
-"""
+"""The step cache: reuse the residual of the transformer's blocks between similar steps."""
 
 from collections.abc import Callable
 
@@ -13,7 +8,12 @@ AllReduce = Callable[[torch.Tensor], torch.Tensor]
 
 
 class StepCache:
-    """The cached residuals of one clip. Call `reset` before each clip."""
+    """The cached residuals of one clip. Call `reset` before each clip.
+
+    The first block always runs. The relative change of its residual since the last computed step
+    decides whether the remaining blocks run or their cached residual is reused (first-block cache
+    of ParaAttention, after TeaCache, arXiv:2411.19108).
+    """
 
     def __init__(self, threshold: float, all_reduce: AllReduce | None = None) -> None:
         """`threshold` is the largest relative change at which the cached residual is reused.

@@ -9,6 +9,7 @@ import torch
 from diffusers import CogVideoXDPMScheduler, DiffusionPipeline
 from PIL import Image
 
+from vidgen_ray.addresses import one_line
 from vidgen_ray.config import Dtype
 from vidgen_ray.errors import ConfigError, EngineError
 from vidgen_ray.model.checkpoint import Checkpoint, load_pipeline, quiet
@@ -39,7 +40,7 @@ def load_alternative(name: str, dtype: Dtype, device: torch.device) -> Diffusion
         pipeline = DiffusionPipeline.from_pretrained(name, dtype=getattr(torch, dtype))
     except Exception as error:  # loaders raise anything from KeyError to SafetensorError
         raise ConfigError(
-            f"alternative: {name} cannot be loaded: {str(error).strip().splitlines()[0]}; "
+            f"alternative: {name} cannot be loaded: {one_line(error)}; "
             "name a diffusers pipeline by its folder or hub id"
         ) from error
     pipeline.set_progress_bar_config(disable=True)

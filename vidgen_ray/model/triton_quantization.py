@@ -1,13 +1,4 @@
-"""Triton kernels for 8-bit linear layers and 8-bit attention on Hopper GPUs.
-
-`torch._int_mm` writes int32 sums to memory, 4 bytes per output element to write and read again;
-here they are scaled in the epilogue. Tiles are loaded by TMA (tensor memory accelerator), in the
-L2-friendly grouped order of Triton's matrix multiplication tutorial.
-
-torch.compile's kernel for GELU and row-wise quantization reads each row and computes GELU twice;
-here a row stays in registers. Its kernel for per-head maxima takes three times as long as reading
-the tokens once.
-"""
+"""Triton kernels for 8-bit linear layers and 8-bit attention on Hopper GPUs."""
 
 import math
 
@@ -34,7 +25,9 @@ def int8_scaled_matmul(
 ) -> torch.Tensor:
     """(int8 rows [M, K] * row_scale [M, 1]) @ (int8 weight [N, K] * weight_scale [N, 1]).T + bias.
 
-    Returns bf16 [M, N]. M, N and K need not be multiples of the tile size.
+    Returns bf16 [M, N]. M, N and K need not be multiples of the tile size. `torch._int_mm` writes
+    int32 sums to memory, which are then read again to be scaled; here that is the epilogue. Tiles
+    are loaded by TMA, in the L2-friendly grouped order of Triton's matmul tutorial.
     """
     num_rows, depth = rows.shape
     num_columns = weight.shape[0]
@@ -72,7 +65,8 @@ def gelu_quantize_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GELU (tanh) of rows [M, K] as int8 or float8 [M, K] with float32 scales [M, 1].
 
-    `largest` is the value that the largest magnitude of a row is scaled to.
+    `largest` is the value that the largest magnitude of a row is scaled to. A row stays in
+    registers; torch.compile's kernel reads it and computes GELU twice.
     """
     num_rows, depth = rows.shape
     quantized = torch.empty_like(rows, dtype=dtype)
@@ -101,7 +95,8 @@ def _(rows: torch.Tensor, dtype: torch.dtype, largest: float) -> tuple[torch.Ten
 def partial_channel_stats(tokens: torch.Tensor) -> torch.Tensor:
     """Minimum, maximum and sum of each channel of tokens [B, S, H, D]: float32 [3, B, P, H, D].
 
-    Each of the P parts covers a block of the tokens; the caller reduces over them.
+    Each of the P parts covers a block of the tokens; the caller reduces over them. One pass over
+    the tokens, where torch.compile's reduction takes three times as long.
     """
     batch, num_tokens, num_heads, head_dim = tokens.shape
     tokens = tokens.contiguous()

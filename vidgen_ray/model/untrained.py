@@ -1,7 +1,7 @@
-"""Checkpoint folders with untrained weights, made from a seed: real architectures without a hub.
+"""Checkpoint folders with random weights from a seed: real architectures without a hub.
 
-`python -m vidgen_ray.model.untrained cogvideox_5b_i2v FOLDER --device cuda` makes the full size on
-a GPU host, 21 GB in 16-bit; `tiny` makes clips of 9 frames of 64x96 in a second, for tests.
+`python -m vidgen_ray.model.untrained cogvideox_5b_i2v FOLDER --device cuda` writes the full size on
+a GPU host, 21 GB in 16-bit; `tiny` generates clips of 9 frames of 64x96 in a second, for tests.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from diffusers import (
 )
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from vidgen_ray.model.checkpoint import CARD_NAME, MADE_ON_LOAD, PARTS
+from vidgen_ray.errors import ConfigError
+from vidgen_ray.model.weights import CARD_NAME, INITIALIZED_ON_LOAD, PARTS, read_json
 
 _MAX_TEXT_TOKENS = 226
 SCHEDULE = {
@@ -37,8 +38,8 @@ SCHEDULE = {
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """Constructor arguments of the five parts; what is left out is as in CogVideoX-5B-I2V."""
+class CheckpointSpec:
+    """Constructor arguments of the parts; omitted ones are as in CogVideoX-5B-I2V."""
 
     transformer: dict[str, Any]
     vae: dict[str, Any]
@@ -65,7 +66,7 @@ def _small_t5(d_model: int) -> dict[str, Any]:
 
 
 ARCHITECTURES = {
-    "cogvideox_5b_i2v": Architecture(
+    "cogvideox_5b_i2v": CheckpointSpec(
         transformer=_transformer(
             num_attention_heads=48,
             num_layers=42,
@@ -93,7 +94,7 @@ ARCHITECTURES = {
         },
         scheduler=CogVideoXDDIMScheduler,
     ),
-    "tiny": Architecture(
+    "tiny": CheckpointSpec(
         transformer=_transformer(
             num_attention_heads=2,
             attention_head_dim=16,
@@ -118,7 +119,7 @@ ARCHITECTURES = {
     ),
 }
 
-# Words that move a camera or set a news scene; anything else is spelt by letters.
+# Words of camera moves and news scenes; all others are tokenized letter by letter.
 _WORDS = """
 a an and the of to in on at by with from into over under behind before beside is are as it its no
 camera shot push pushes pull pulls pan pans tilt tilts zoom zooms orbit orbits dolly static still
@@ -147,9 +148,9 @@ def make_checkpoint(
     """Write the architecture `name` to `folder` in the form that diffusers loads.
 
     The same name, seed, dtype and device give the same bytes on the same versions. The learned
-    positions are made here too, since diffusers would leave them sinusoidal. A card in the folder
-    says that the weights are untrained. `weights=False` leaves them out: `load_pipeline` then makes
-    them on the device that they are for, which spares a full-size model its 21 GB of files.
+    positions are random too, since diffusers would leave them sinusoidal. A card in the folder
+    says that the weights are untrained. `weights=False` leaves them out: `load_pipeline` then
+    initializes them on their device, which saves a full-size model 21 GB of files.
     """
     card = {"name": f"{name}-untrained", "trained": False, "seed": seed}
     if weights:
@@ -164,14 +165,23 @@ def make_checkpoint(
         pipeline.transformer.save_config(folder / "transformer")
         pipeline.vae.save_config(folder / "vae")
         pipeline.text_encoder.config.save_pretrained(folder / "text_encoder")
-        card = {**card, "architecture": name, "weights": MADE_ON_LOAD}
+        card = {**card, "architecture": name, "weights": INITIALIZED_ON_LOAD}
     (folder / CARD_NAME).write_text(json.dumps(card, indent=2) + "\n")
 
 
 def make_weights(folder: Path, *, dtype: torch.dtype, device: str) -> CogVideoXImageToVideoPipeline:
-    """The pipeline of a folder that was written without weights, which are made on `device`."""
-    card = json.loads((folder / CARD_NAME).read_text())
-    return _make_pipeline(card["architecture"], card["seed"], dtype, device)
+    """The pipeline of a folder that was written without weights, initialized on `device`.
+
+    Raises ConfigError where the card names no architecture that is known.
+    """
+    card = read_json(folder / CARD_NAME)
+    name, seed = card.get("architecture"), card.get("seed")
+    if name not in ARCHITECTURES or not isinstance(seed, int):
+        raise ConfigError(
+            f"model.checkpoint: {folder / CARD_NAME} must name a seed and one of "
+            f"{sorted(ARCHITECTURES)}, got seed {seed!r} and {name!r}"
+        )
+    return _make_pipeline(name, seed, dtype, device)
 
 
 def count_parameters(folder: Path) -> dict[str, int]:
@@ -199,7 +209,7 @@ def _make_pipeline(
     default_dtype = torch.get_default_dtype()
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
-        # Half-precision initialisers exist on GPUs; there the full size must not be made in fp32.
+        # Half-precision initializers exist on GPUs, where the full size must not be built in fp32.
         torch.set_default_dtype(dtype if device != "cpu" else default_dtype)
         try:
             transformer = CogVideoXTransformer3DModel(**architecture.transformer)
@@ -244,7 +254,9 @@ if __name__ == "__main__":
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-weights", action="store_true", help="make them on every load instead")
+    parser.add_argument(
+        "--no-weights", action="store_true", help="initialize them on every load instead"
+    )
     arguments = parser.parse_args()
     make_checkpoint(
         arguments.architecture,

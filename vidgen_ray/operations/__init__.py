@@ -1,1 +1,1 @@
-"""What operators ask: is every node well, and how large must the cluster be?"""
+"""Health checks of machines and clusters, weight downloads, and capacity planning."""

@@ -1,4 +1,4 @@
-"""How many GPUs, hours and how much money clips take, from rates that were measured."""
+"""GPUs, hours and money that clips take, computed from measured rates."""
 
 import heapq
 import json
@@ -6,12 +6,13 @@ import math
 import random
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from vidgen_ray.addresses import one_line
 from vidgen_ray.errors import RequestError
 from vidgen_ray.schema import BatchSummary, ProjectSummary
 
@@ -19,14 +20,19 @@ _TICK_S = 1.0
 _HOUR_S = 3600.0
 
 
+SHIPPED_RATES = Path(__file__).parent / "rates.json"
+
+
 @dataclass(frozen=True)
 class Rate:
     """What a clip takes: seconds of a GPU, seconds of a CPU core beside it, seconds to load.
 
-    `attempts_per_clip` counts clips that were rejected and made again.
+    `attempts_per_clip` counts the retries of rejected clips. `profile` is None where a summary does
+    not name it.
     """
 
     name: str
+    profile: str | None
     device: str
     clip_s: float
     cpu_s: float
@@ -35,8 +41,8 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A batch on `num_gpus` GPUs."""
+class CapacityPlan:
+    """What a batch on `num_gpus` GPUs takes."""
 
     num_gpus: int
     wall_s: float
@@ -47,9 +53,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How replicas follow demand; the fields are those of Serve's `autoscaling_config`.
+    """Autoscaling of replicas; the fields are those of Serve's `autoscaling_config`.
 
-    `start_s` is from the decision to a replica that works: a node's start, and the weights.
+    `start_s` is the time from the decision to a ready replica: starting a node, loading weights.
     """
 
     min_replicas: int = 1
@@ -61,7 +67,7 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Waiting:
-    """How long clips waited until one was begun, in seconds, and what that took."""
+    """Seconds that clips waited in the queue, and the replicas that this took."""
 
     num_clips: int
     p50_s: float
@@ -71,11 +77,13 @@ class Waiting:
     utilisation: float
 
 
-def read_rates(path: str) -> list[Rate]:
+def read_rates(path: str | None = None) -> list[Rate]:
     """The rates in a `PROJECT_SUMMARY.json`, or in the `summary.json` of a batch.
 
-    Raises RequestError.
+    By default those that ship with the package. Raises RequestError.
     """
+    if path is None:
+        return [Rate(**rate) for rate in json.loads(SHIPPED_RATES.read_text())]
     try:
         tree = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -85,27 +93,45 @@ def read_rates(path: str) -> list[Rate]:
         ) from None
     try:
         if "batches" in tree:
-            named = ProjectSummary.model_validate(tree).batches
-        else:
-            named = {Path(path).parent.name: BatchSummary.model_validate(tree)}
+            return _project_rates(ProjectSummary.model_validate(tree))
+        return _batch_rates({Path(path).parent.name: BatchSummary.model_validate(tree)})
     except (ValidationError, TypeError) as error:
-        raise RequestError(f"rates: {path} is no summary: {str(error).splitlines()[0]}") from None
-    return [rate for name, summary in named.items() if (rate := _rate(name, summary)) is not None]
+        raise RequestError(f"rates: {path} is no summary: {one_line(error)}") from None
 
 
-def choose_rate(rates: Sequence[Rate], gpu: str | None) -> Rate:
-    """The first rate whose device or name holds `gpu`, in any case; by default the first GPU's.
+def rates_on(rates: Sequence[Rate], gpu: str | None) -> list[Rate]:
+    """The rates whose device or name holds `gpu`, in any case; by default those of GPUs.
+
+    Raises RequestError where there is none.
+    """
+    found = [
+        rate
+        for rate in rates
+        if (gpu or "").lower() in f"{rate.name} {rate.device}".lower()
+        and (gpu or not rate.device.startswith("CPU"))
+    ]
+    if not found:
+        known = ", ".join(dict.fromkeys(f"{rate.device} ({rate.name})" for rate in rates)) or "none"
+        raise RequestError(
+            f"gpu: no rate was measured on {gpu or 'a GPU'}; measured: {known}. Run a small batch "
+            "there and name its summary.json with --rates"
+        )
+    return found
+
+
+def choose_rate(rates: Sequence[Rate], gpu: str | None, profile: str | None = None) -> Rate:
+    """The first rate of `rates_on` with `profile`, by default the first of all.
 
     Raises RequestError.
     """
-    for rate in rates:
-        known = f"{rate.name} {rate.device}".lower()
-        if (gpu is None and not rate.device.startswith("CPU")) or (gpu and gpu.lower() in known):
+    there = rates_on(rates, gpu)
+    for rate in there:
+        if profile in (None, rate.profile):
             return rate
-    known = ", ".join(f"{rate.device} ({rate.name})" for rate in rates) or "none"
+    known = ", ".join(rate.profile for rate in there if rate.profile) or "none"
     raise RequestError(
-        f"gpu: no rate was measured on {gpu or 'a GPU'}; measured: {known}. Run a small batch "
-        "there and name its summary.json with --rates"
+        f"profile: no rate of {profile!r} was measured on {there[0].device}; measured: {known}. "
+        "Run a small batch with it and name its summary.json with --rates"
     )
 
 
@@ -116,10 +142,10 @@ def plan_batch(
     deadline_s: float,
     start_s: float,
     price_per_gpu_hour: float | None,
-) -> Plan:
-    """The fewest GPUs that make `num_clips` within `deadline_s`; a GPU works from `start_s` on.
+) -> CapacityPlan:
+    """The fewest GPUs that generate `num_clips` within `deadline_s`; a GPU is up after `start_s`.
 
-    A worker makes one clip after the other, and CPUs score beside it. Raises RequestError where no
+    A worker generates one clip after the other while CPUs score. Raises RequestError where no
     number of GPUs is enough.
     """
     num_attempts = math.ceil(num_clips * rate.attempts_per_clip)
@@ -134,7 +160,7 @@ def plan_batch(
     num_gpus = math.ceil(num_attempts / rounds)
     wall_s = begin_s + math.ceil(num_attempts / num_gpus) * rate.clip_s + rate.cpu_s
     gpu_hours = num_gpus * wall_s / _HOUR_S
-    return Plan(
+    return CapacityPlan(
         num_gpus=num_gpus,
         wall_s=wall_s,
         gpu_hours=gpu_hours,
@@ -144,7 +170,7 @@ def plan_batch(
 
 
 def poisson_arrivals(per_hour: float, hours: float, seed: int = 0) -> list[float]:
-    """Times in seconds at which clips are asked for, at random with this mean rate."""
+    """Random request times in seconds, a Poisson process with this mean rate."""
     source = random.Random(seed)
     times, now = [], source.expovariate(per_hour / _HOUR_S)
     while now < hours * _HOUR_S:
@@ -154,14 +180,14 @@ def poisson_arrivals(per_hour: float, hours: float, seed: int = 0) -> list[float
 
 
 def simulate(arrivals: Sequence[float], clip_s: float, scaling: Scaling) -> Waiting:
-    """Clips that come at `arrivals` (seconds, ascending), oldest first, on replicas that scale.
+    """Simulate a first-in-first-out queue of requests at `arrivals` (seconds, ascending).
 
-    A replica makes one clip at a time, in `clip_s`. Once a second the wanted number is that of the
-    clips that wait or run, within the limits; more wanted for `upscale_delay_s` starts replicas,
-    fewer for `downscale_delay_s` lets idle ones go. Raises RequestError.
+    A replica generates one clip at a time, in `clip_s`. Once a second the target is the number of
+    waiting and running clips, within the limits; a higher target for `upscale_delay_s` starts
+    replicas, a lower one for `downscale_delay_s` stops idle ones. Raises RequestError.
     """
     if not arrivals:
-        raise RequestError("arrivals: none came in the simulated time; simulate more hours")
+        raise RequestError("arrivals: no request in the simulated time; simulate more hours")
     free = [0.0] * scaling.min_replicas  # when each replica can begin its next clip
     queue: deque[float] = deque()
     waits: list[float] = []
@@ -190,7 +216,7 @@ def simulate(arrivals: Sequence[float], clip_s: float, scaling: Scaling) -> Wait
                 heapq.heappush(free, now + scaling.start_s)
             above = 0.0
         elif below >= scaling.downscale_delay_s:
-            free = _let_go(free, wanted, now)
+            free = _stop_idle(free, wanted, now)
             below = 0.0
         replica_s += len(free) * _TICK_S
     waits.sort()
@@ -204,7 +230,7 @@ def simulate(arrivals: Sequence[float], clip_s: float, scaling: Scaling) -> Wait
     )
 
 
-def _let_go(free: list[float], wanted: int, now: float) -> list[float]:
+def _stop_idle(free: list[float], wanted: int, now: float) -> list[float]:
     idle = sorted(time for time in free if time <= now)
     kept = [time for time in free if time > now] + idle[len(free) - wanted :]
     heapq.heapify(kept)
@@ -215,16 +241,39 @@ def _quantile(ascending: Sequence[float], share: float) -> float:
     return ascending[min(len(ascending) - 1, int(share * len(ascending)))]
 
 
+def _batch_rates(batches: dict[str, BatchSummary]) -> list[Rate]:
+    return [rate for name, batch in batches.items() if (rate := _rate(name, batch)) is not None]
+
+
 def _rate(name: str, summary: BatchSummary) -> Rate | None:
     stages: dict[str, Any] = summary.median_stages.model_dump()
     on_device = ("text_s", "image_encode_s", "denoise_s", "decode_s")
     if stages["denoise_s"] is None or not summary.devices or summary.total == 0:
         return None
+    is_baseline = summary.model is not None and summary.model.acceleration is None
     return Rate(
         name=name,
+        profile="baseline" if is_baseline else None,
         device=summary.devices[0],
         clip_s=sum(stages[stage] or 0.0 for stage in on_device),
         cpu_s=(stages["score_s"] or 0.0) + (stages["save_s"] or 0.0),
         load_s=stages["load_s"] or 0.0,
         attempts_per_clip=max(1.0, summary.made / summary.total),
     )
+
+
+def _project_rates(project: ProjectSummary) -> list[Rate]:
+    """Those of the batches; then of each profile that a benchmark measured on such a device.
+
+    A benchmark times the device alone: CPU and load times are the batch's.
+    """
+    rates = _batch_rates(project.batches)
+    beside = {rate.device: rate for rate in rates}
+    for name, report in project.benchmarks.items():
+        for row in report.rows:
+            batch = beside.get(report.device)
+            if batch is None or row.error or "total" not in row.seconds or row.name == "baseline":
+                continue
+            clip_s = row.seconds["total"].median
+            rates.append(replace(batch, name=name, profile=row.name, clip_s=clip_s))
+    return rates

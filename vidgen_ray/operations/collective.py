@@ -1,7 +1,4 @@
-"""Whether the devices of this machine can talk: python -m vidgen_ray.operations.collective.
-
-One process for each GPU, or two on a CPU, add up a tensor over NCCL or Gloo.
-"""
+"""All-reduces a tensor over all GPUs of this machine: `python -m` with this module's name."""
 
 import socket
 
@@ -13,14 +10,14 @@ _NUM_VALUES = 1 << 20
 
 
 def main() -> None:
-    """Raises, and so exits with an error, where a sum is wrong or a process fails."""
+    """One process a GPU over NCCL, or two on a CPU over Gloo. Raises where a sum is wrong."""
     num_gpus = torch.cuda.device_count()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     count = num_gpus or 2
     spawn(_rank, (count, num_gpus > 0, port), nprocs=count)  # type: ignore[no-untyped-call]
-    print(f"{count} {'GPUs over NCCL' if num_gpus else 'processes over Gloo'} add up")
+    print(f"{count} {'GPUs over NCCL' if num_gpus else 'processes over Gloo'} all-reduce")
 
 
 def _rank(index: int, count: int, on_gpu: bool, port: int) -> None:

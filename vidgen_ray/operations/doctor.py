@@ -1,4 +1,4 @@
-"""What a machine needs to make clips, each looked at for real: `vidgen doctor`."""
+"""`vidgen doctor`: tests what a machine needs to generate clips."""
 
 import io
 import os
@@ -15,19 +15,19 @@ import psutil
 import ray
 import torch
 
-from vidgen_ray.config import Config
+from vidgen_ray.config import Config, ModelConfig
 from vidgen_ray.errors import VidgenError
 from vidgen_ray.generation.engine import Engine
 from vidgen_ray.generation.scoring import score_video
 from vidgen_ray.model.acceleration import choose_options
-from vidgen_ray.model.checkpoint import is_cached
+from vidgen_ray.model.checkpoint import is_local, open_checkpoint, why_not_cached
 from vidgen_ray.schema import Video
 from vidgen_ray.video_io import read_video, write_video
 
 
 @dataclass(frozen=True)
 class Check:
-    """A finding. `ok` is None for one that neither helps nor hinders."""
+    """A result. `ok` is None for one that is only information."""
 
     name: str
     ok: bool | None
@@ -35,18 +35,34 @@ class Check:
 
 
 def examine(config: Config, *, load: bool = True) -> Iterator[Check]:
-    """Look at this machine for `config`, one check after another; `load` loads the weights."""
+    """Check this machine for `config`, one thing after another; `load` loads the weights."""
     yield Check("python", True, f"{platform.python_version()} on {platform.platform()}")
     yield from _check_torch(config)
     yield Check("ray", True, ray.__version__)
     yield _check_memory()
     yield _check_codec()
     yield _check_flow()
-    cached = is_cached(config.model)
-    where = "is on this machine" if cached else "is not on this machine: it will be downloaded"
-    yield Check("weights", True if cached else None, f"{config.model.checkpoint} {where}")
-    if load:
+    weights = check_weights(config.model)
+    yield weights
+    if load and weights.ok is not False:
         yield from _check_model(config)
+
+
+def check_weights(model: ModelConfig) -> Check:
+    """Whether every file of the checkpoint is on this machine; a hub id can still be downloaded."""
+    missing = why_not_cached(model)
+    if missing is not None:
+        if is_local(model):
+            return Check("weights", False, missing)
+        finding = f"{model.checkpoint} is not complete on this machine; it will be downloaded"
+        return Check("weights", None, f"{finding}, `vidgen prefetch` does it now: {missing}")
+    unused = [
+        path.name
+        for files in open_checkpoint(model, local_files_only=True).weights.values()
+        for path in files.unused
+    ]
+    beside = f"; not loaded, delete the stale files: {', '.join(unused)}" if unused else ""
+    return Check("weights", True, f"{model.checkpoint} is on this machine{beside}")
 
 
 def _check_torch(config: Config) -> Iterator[Check]:
@@ -56,7 +72,7 @@ def _check_torch(config: Config) -> Iterator[Check]:
     if not torch.cuda.is_available():
         finding = "none"
         if wants_gpu:
-            finding += "; this configuration wants one (try --config nano)"
+            finding += "; this configuration needs one (try --config nano)"
         yield Check("gpu", False if wants_gpu else None, finding)
         return
     for index in range(torch.cuda.device_count()):
@@ -67,7 +83,7 @@ def _check_torch(config: Config) -> Iterator[Check]:
 
 
 def _utilisation(index: int) -> str:
-    """How busy others keep the GPU; needs the `gpu` extra."""
+    """The GPU's utilization; needs the `gpu` extra."""
     try:
         return f", {torch.cuda.utilization(index)} % busy"
     except (ModuleNotFoundError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Every node of a cluster, looked at or made ready, each by a process of its own."""
+"""Checks and downloads on every node of a cluster, by an actor on each."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from vidgen_ray.addresses import one_line
 from vidgen_ray.config import Config, ModelConfig
 from vidgen_ray.errors import VidgenError
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.operations.doctor import Check
+from vidgen_ray.operations.doctor import Check, check_weights
 from vidgen_ray.provenance import versions
 
 _TIMEOUT_S = 120.0
@@ -26,7 +26,7 @@ _PREFETCH_TIMEOUT_S = 4 * 3600.0
 _MAX_SKEW_S = 1.0
 _LEAST_FREE_GB = 40.0  # the 5B's weights are 21 GB, and are written beside what they replace
 _COLLECTIVE_TIMEOUT_S = 90.0
-_HIDING = {"CUDA_VISIBLE_DEVICES"}
+_GPU_VARIABLES = {"CUDA_VISIBLE_DEVICES"}
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class NodeProbe:
     def examine(
         self, model: ModelConfig, num_gpus: int, is_worker: bool, output: str | None, token: str
     ) -> list[Check]:
-        """Look at this node, of which Ray says that it has `num_gpus` and makes clips or not.
+        """Check this node, for which Ray reports `num_gpus`; `is_worker` if it generates clips.
 
-        Its output must hold the file `token` that the driver wrote.
+        The output must hold the file `token` that the driver wrote.
         """
         checks = [_check_gpus(num_gpus), _check_cache(), _check_weights(model, is_worker)]
         if num_gpus > 1:
@@ -63,8 +63,7 @@ class NodeProbe:
         return versions()
 
     def prefetch(self, model: ModelConfig) -> tuple[float, str]:
-        """Put the weights on this node; how long that took, and where they lie. Raises
-        ConfigError."""
+        """Download the weights to this node; seconds taken, and the folder. Raises ConfigError."""
         from vidgen_ray.model.checkpoint import open_checkpoint
 
         start = time.monotonic()
@@ -73,9 +72,9 @@ class NodeProbe:
 
 
 def examine_cluster(config: Config, output: str | None) -> Iterator[Finding]:
-    """Check each node of the cluster that this process is connected to, one after the other.
+    """Check each node of the connected cluster, one after the other.
 
-    With `output`, every node must see and write the same storage there.
+    With `output`, every node must read and write the same storage there.
     """
     token = f"doctor-{uuid.uuid4().hex}"
     store = ArtifactStore(output) if output is not None else None
@@ -97,14 +96,14 @@ def examine_cluster(config: Config, output: str | None) -> Iterator[Finding]:
             Check(
                 "storage",
                 num_wrote == len(probes),
-                f"{num_wrote} of {len(probes)} nodes write where this machine reads",
+                f"{num_wrote} of {len(probes)} nodes write to the storage that this machine reads",
             ),
         )
 
 
 def prefetch_everywhere(model: ModelConfig) -> Iterator[Finding]:
-    """Put the weights of `model` on every node of the cluster, at the same time."""
-    probes = _probes()  # kept, since an actor ends with its last handle
+    """Download the weights of `model` to every node of the cluster in parallel."""
+    probes = _probes()  # held, since an actor ends with its last handle
     begun = [(name, probe.prefetch.remote(model)) for name, _, probe in probes]
     for name, reference in begun:
         try:
@@ -116,7 +115,7 @@ def prefetch_everywhere(model: ModelConfig) -> Iterator[Finding]:
 
 
 def _probes() -> list[tuple[str, dict[str, Any], Any]]:
-    """An actor on each node that lives, by the node's name; the head first."""
+    """An actor on each live node, with the node's name; the head first."""
     actor = ray.remote(num_cpus=0)(NodeProbe)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     nodes.sort(key=lambda node: "node:__internal_head__" not in node["Resources"])
@@ -160,19 +159,19 @@ def _compare_versions(found: dict[str, str]) -> Check:
 
 
 def _check_clock(probe: Any) -> Check:
-    """The skew lies within half of the question's time of what is measured."""
+    """The error of the measured skew is at most half of the round trip."""
     before = time.time()
     theirs = ray.get(probe.now.remote(), timeout=_TIMEOUT_S)
     after = time.time()
-    skew_s, doubt_s = theirs - (before + after) / 2, (after - before) / 2
-    finding = f"{skew_s:+.3f} s from here, give or take {doubt_s:.3f} s"
-    if abs(skew_s) - doubt_s > _MAX_SKEW_S:
-        return Check("clock", False, f"{finding}: leases are times; run NTP on every node")
+    skew_s, error_s = theirs - (before + after) / 2, (after - before) / 2
+    finding = f"{skew_s:+.3f} s from here, ± {error_s:.3f} s"
+    if abs(skew_s) - error_s > _MAX_SKEW_S:
+        return Check("clock", False, f"{finding}: job leases need NTP on every node")
     return Check("clock", True, finding)
 
 
 def _check_gpus(num_gpus: int) -> Check:
-    """What NVML sees: a process of Ray that asked for no GPU has them hidden from torch."""
+    """GPUs by NVML, since Ray hides them from torch in a process that reserved none."""
     try:
         import pynvml
 
@@ -199,18 +198,18 @@ def _check_output(output: str, token: str) -> Check:
         store = ArtifactStore(output)
         store.check_writable()
         if store.read(token) != b"vidgen":
-            return Check("output", False, f"{output} is another storage here than where you asked")
+            return Check("output", False, f"{output} is not the storage that the driver writes")
         store.write(f"{token}-{socket.gethostname()}-{os.getpid()}", b"vidgen")
     except VidgenError as error:
         return Check("output", False, str(error))
-    return Check("output", True, f"{output}: the same storage as where you asked, writable")
+    return Check("output", True, f"{output}: the same storage as on the driver, writable")
 
 
 def _check_cache() -> Check:
     """The hub's cache: the folder, whether it can be written, and its free space."""
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from vidgen_ray.model.hub import cache_folder
 
-    folder = HF_HUB_CACHE
+    folder = cache_folder()
     try:
         os.makedirs(folder, exist_ok=True)
         probe = os.path.join(folder, f".vidgen-{uuid.uuid4().hex}")
@@ -226,19 +225,19 @@ def _check_cache() -> Check:
 
 
 def _check_weights(model: ModelConfig, is_worker: bool) -> Check:
-    from vidgen_ray.model.checkpoint import is_cached
-
-    if is_cached(model):
-        return Check("weights", True, f"{model.checkpoint} is here")
+    check = check_weights(model)
+    if check.ok:
+        return check
     if not is_worker:
-        return Check("weights", None, f"{model.checkpoint} is not here, where no clip is made")
-    finding = f"{model.checkpoint} is not here; run `vidgen prefetch --address auto`"
-    return Check("weights", False, finding)
+        return Check(
+            "weights", None, f"{model.checkpoint} is not here, and this node runs no model"
+        )
+    return Check("weights", False, f"{check.finding}; run `vidgen prefetch --address auto`")
 
 
 def check_collective() -> Check:
-    """The GPUs of this node add up a tensor, in processes that see them all."""
-    environment = {name: value for name, value in os.environ.items() if name not in _HIDING}
+    """Whether the GPUs of this node can all-reduce a tensor, in processes that see them all."""
+    environment = {name: value for name, value in os.environ.items() if name not in _GPU_VARIABLES}
     command = [sys.executable, "-m", "vidgen_ray.operations.collective"]
     try:
         done = subprocess.run(
@@ -257,5 +256,4 @@ def check_collective() -> Check:
 
 
 def _reason(error: BaseException) -> str:
-    cause = getattr(error, "cause", None) or error
-    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    return one_line(getattr(error, "cause", None) or error)

@@ -10,10 +10,10 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from vidgen_ray.config import SHIPPED_LORAS, load_config
+from vidgen_ray.config import SHIPPED_LORAS, Config, load_config
 from vidgen_ray.errors import ConfigError
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.serving.arguments import ServingArguments
+from vidgen_ray.serving.arguments import ServingArguments, is_reference
 from vidgen_ray.serving.deployments.dispatcher import Dispatcher
 from vidgen_ray.serving.deployments.generator import Generator
 from vidgen_ray.serving.deployments.ingress import Ingress
@@ -27,8 +27,46 @@ from vidgen_ray.serving.queue.webhooks import check_secret
 _LOOK_AGAIN_S = 0.2
 
 
-def build_app(args: ServingArguments, generator_class: type[Generator] = Generator) -> Application:
-    """Ingress -> Dispatcher -> Generator and Scorer. Everything that can be checked is, here.
+def build_app(args: ServingArguments) -> Application:
+    """Ingress -> Dispatcher -> Generator and Scorer. Serve wants it with one parameter.
+
+    Raises ConfigError, ArtifactError and StoreError.
+    """
+    return bind_deployments(args, Generator)
+
+
+def bind_deployments(args: ServingArguments, generator_class: type[Generator]) -> Application:
+    """The application with another Generator. Everything that can be checked is, here.
+
+    Raises ConfigError, ArtifactError and StoreError.
+    """
+    arguments, config = checked(args)
+    # What a config file does not say. One clip at a time; a wait is no load on the ingress.
+    # Ranks reserve their GPUs by themselves, beside the replica that leads them.
+    num_gpus = 1 if config.model.gpus_per_clip == 1 else 0
+    generator = serve.deployment(
+        max_ongoing_requests=1,
+        ray_actor_options={"num_gpus": num_gpus},
+        request_router_config=RequestRouterConfig(max_backoff_s=_LOOK_AGAIN_S),
+    )
+    num_cpus = arguments.num_cpus_per_score
+    scorer = serve.deployment(max_ongoing_requests=1, ray_actor_options={"num_cpus": num_cpus})
+    dispatcher = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0})
+    ingress = serve.deployment(max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0})
+    application: Application = ingress(Ingress).bind(
+        arguments,
+        config,
+        dispatcher(Dispatcher).bind(
+            arguments,
+            generator(generator_class).bind(arguments, config),
+            scorer(Scorer).bind(arguments, config.quality),
+        ),
+    )
+    return application
+
+
+def checked(args: ServingArguments) -> tuple[ServingArguments, Config]:
+    """`args` with absolute paths, defaults and secrets filled in, and the configuration.
 
     Raises ConfigError, ArtifactError and StoreError.
     """
@@ -47,31 +85,13 @@ def build_app(args: ServingArguments, generator_class: type[Generator] = Generat
     ArtifactStore(arguments.output).check_writable()
     assert arguments.database is not None
     JobStore(arguments.database)
-    # What a config file does not say. One clip at a time; a wait is no load on the ingress.
-    # Ranks reserve their GPUs by themselves, beside the replica that leads them.
-    num_gpus = 1 if config.model.gpus_per_clip == 1 else 0
-    generator = serve.deployment(
-        max_ongoing_requests=1,
-        ray_actor_options={"num_gpus": num_gpus},
-        request_router_config=RequestRouterConfig(max_backoff_s=_LOOK_AGAIN_S),
-    )
-    num_cpus = arguments.num_cpus_per_score
-    scorer = serve.deployment(max_ongoing_requests=1, ray_actor_options={"num_cpus": num_cpus})
-    dispatcher = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0})
-    ingress = serve.deployment(max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0})
-    application: Application = ingress(Ingress).bind(
-        arguments,
-        dispatcher(Dispatcher).bind(
-            arguments, generator(generator_class).bind(arguments), scorer(Scorer).bind(arguments)
-        ),
-    )
-    return application
+    return arguments, config
 
 
 def _effective(args: ServingArguments) -> ServingArguments:
-    """With absolute paths, defaults filled in, and secrets from the environment."""
+    """With absolute paths, defaults filled in, and secrets from where they are."""
     output = _absolute(args.output)
-    database = args.database or os.environ.get("VIDGEN_DATABASE_URL")
+    database = _secret("database", args.database) or os.environ.get("VIDGEN_DATABASE_URL")
     if database is None:
         if "://" in output:
             raise ConfigError(
@@ -81,6 +101,7 @@ def _effective(args: ServingArguments) -> ServingArguments:
         database = f"sqlite:///{output}/jobs.db"
     keys = args.api_keys_file or os.environ.get("VIDGEN_API_KEYS_FILE")
     config = _absolute(args.config) if args.config.endswith((".yaml", ".yml")) else args.config
+    secret = _secret("webhook_secret", args.webhook_secret)
     return args.model_copy(
         update={
             "config": config,
@@ -88,9 +109,25 @@ def _effective(args: ServingArguments) -> ServingArguments:
             "database": database,
             "api_keys_file": _absolute(keys) if keys else None,
             "lora_folder": _lora_folder(args.lora_folder),
-            "webhook_secret": args.webhook_secret or os.environ.get("VIDGEN_WEBHOOK_SECRET"),
+            "webhook_secret": secret or os.environ.get("VIDGEN_WEBHOOK_SECRET"),
         }
     )
+
+
+def _secret(field: str, value: str | None) -> str | None:
+    """`value`, or what the environment variable or file that it names holds."""
+    if value is None or not is_reference(value):
+        return value
+    kind, _, name = value.partition(":")
+    try:
+        found = os.environ[name] if kind == "env" else Path(name).expanduser().read_text().strip()
+    except (KeyError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{field}: {value} cannot be read ({type(error).__name__}); set it, or name another"
+        ) from None
+    if not found:
+        raise ConfigError(f"{field}: {value} is empty; put the secret there")
+    return found
 
 
 def _lora_folder(folder: str | None) -> str | None:

@@ -1,1 +1,1 @@
-"""Encoded clips to a LoRA adapter, without Ray."""
+"""Train a LoRA adapter on encoded clips, in one process or on Ray Train."""

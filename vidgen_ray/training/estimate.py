@@ -1,22 +1,22 @@
-"""What a run will need, before it starts: memory, and time a step."""
+"""Estimate the memory and time of a training step before the run starts."""
 
 from dataclasses import dataclass
 
 from vidgen_ray.config import Dtype, TrainingConfig
 from vidgen_ray.errors import ConfigError
 
-# Bytes a number of moments, gradient and copies of the adapter take: all float32 but 8-bit moments.
+# Bytes per adapter parameter of the optimizer's moments.
 _MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2.1}
-# Activations of one block, in tensors of tokens x width: what backward keeps of a block that is not
-# checkpointed. Reckoned from the block's layers, not measured yet: a run prints both at its end.
+# Activations of one block without checkpointing, in tensors of tokens x width: counted from the
+# block's layers. A run prints the estimate beside the measured peak at its end.
 _BLOCK_TENSORS = 34
-_ATTENTION_SHARE, _LINEAR_SHARE = 0.55, 0.8  # of the rate of a large matrix product
+_ATTENTION_SHARE, _LINEAR_SHARE = 0.55, 0.8  # of the FLOP/s of a large matrix product
 _MARGIN = 1.1
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """The sizes that decide the cost. `num_tokens` is of text and latents together."""
+class TransformerShape:
+    """The sizes that determine the cost; `num_tokens` counts text and latents together."""
 
     num_layers: int
     width: int
@@ -27,16 +27,17 @@ class Architecture:
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """A device: bytes that are free, and FLOP a second of a large product in the run's dtype."""
+    """A device: its free memory, the run's dtype on it, and FLOP/s of a large product in that."""
 
     name: str
     free_bytes: int
     matmul_flops: float
+    dtype: Dtype
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Of one worker: FLOP a step, seconds a step, and peak memory in 1e9 bytes by part."""
+class StepEstimate:
+    """The cost of a step on one worker: FLOP, seconds, and peak memory in 1e9 bytes by part."""
 
     step_flop: float
     step_s: float
@@ -46,22 +47,22 @@ class Estimate:
 
     @property
     def memory_gb(self) -> float:
-        """The peak."""
+        """The estimated peak."""
         return self.weights_gb + self.adapter_gb + self.activations_gb
 
 
-def step_flop(architecture: Architecture, training: TrainingConfig) -> tuple[float, float]:
+def step_flop(shape: TransformerShape, training: TrainingConfig) -> tuple[float, float]:
     """FLOP of a step on one worker, in linear layers and in attention.
 
     A block has 12 width^2 weights, and attention costs 4 tokens^2 width. Backward costs as much as
-    forward in frozen linear layers, which need no gradient of their weights, and 2.5 times as much
-    in attention, whose scores are made again (Dao, arXiv 2307.08691). Checkpointing repeats the
-    forward pass; selectively, without attention.
+    forward in frozen linear layers, which need no weight gradient, and 2.5 times as much in
+    attention, whose scores are recomputed (Dao, arXiv 2307.08691). Checkpointing repeats the
+    forward pass; selective checkpointing does not repeat attention.
     """
-    tokens, width, layers = architecture.num_tokens, architecture.width, architecture.num_layers
+    tokens, width, layers = shape.num_tokens, shape.width, shape.num_layers
     linear = 2 * 12 * width**2 * tokens * layers
     attention = 4 * tokens**2 * width * layers
-    adapter = 2 * architecture.num_adapter_parameters * tokens
+    adapter = 2 * shape.num_adapter_parameters * tokens
     repeated = training.gradient_checkpointing != "none"
     attention_repeated = training.gradient_checkpointing == "full"
     samples = training.batch_size * training.gradient_accumulation_steps
@@ -71,33 +72,32 @@ def step_flop(architecture: Architecture, training: TrainingConfig) -> tuple[flo
     )
 
 
-def estimate(
-    architecture: Architecture,
+def estimate_step(
+    shape: TransformerShape,
     training: TrainingConfig,
-    dtype: Dtype,
     device: DeviceFacts,
     num_workers: int,
-) -> Estimate:
+) -> StepEstimate:
     """The cost of a step on one of `num_workers` such devices."""
-    num_bytes = 4 if dtype == "float32" else 2
+    num_bytes = 4 if device.dtype == "float32" else 2
     copies = 4 + 4 + _MOMENT_BYTES[training.optimizer]
     copies += 4 * (training.ema_decay is not None) + 4 * (num_workers > 1)  # averages, DDP buckets
     kept = {"none": _BLOCK_TENSORS, "full": 1, "selective": 2}[training.gradient_checkpointing]
-    tensor = training.batch_size * architecture.num_tokens * architecture.width * num_bytes
-    activations = tensor * (kept * architecture.num_layers + 2 * _BLOCK_TENSORS)
-    linear, attention = step_flop(architecture, training)
+    tensor = training.batch_size * shape.num_tokens * shape.width * num_bytes
+    activations = tensor * (kept * shape.num_layers + 2 * _BLOCK_TENSORS)
+    linear, attention = step_flop(shape, training)
     rate = device.matmul_flops
-    return Estimate(
+    return StepEstimate(
         step_flop=linear + attention,
         step_s=linear / (_LINEAR_SHARE * rate) + attention / (_ATTENTION_SHARE * rate),
-        weights_gb=architecture.num_base_parameters * num_bytes / 1e9,
-        adapter_gb=architecture.num_adapter_parameters * copies / 1e9,
+        weights_gb=shape.num_base_parameters * num_bytes / 1e9,
+        adapter_gb=shape.num_adapter_parameters * copies / 1e9,
         activations_gb=activations / 1e9,
     )
 
 
-def refuse_too_large(needed: Estimate, device: DeviceFacts, training: TrainingConfig) -> None:
-    """Raise ConfigError, with what to change, where the estimate does not fit the device."""
+def refuse_too_large(needed: StepEstimate, device: DeviceFacts, training: TrainingConfig) -> None:
+    """Raise ConfigError with what to change if the estimate does not fit the device."""
     free_gb = device.free_bytes / 1e9
     if _MARGIN * needed.memory_gb <= free_gb:
         return

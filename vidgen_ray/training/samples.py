@@ -1,9 +1,4 @@
-"""One training sample: a clip, a timestep and the noise that is drawn for it.
-
-Every draw comes from a generator that is seeded with the run's seed, the step and the sample's slot
-in that step's global batch. So no state has to be kept to resume, and neither the number of workers
-nor of accumulated batches changes what is drawn.
-"""
+"""Draw training samples: a clip with a timestep, noise and dropout."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,10 +13,11 @@ from vidgen_ray.encoding.shards import EncodedClip
 
 @dataclass(frozen=True)
 class Sample:
-    """What the loss needs, float32 but for the embeddings; stacked, each has a batch axis first.
+    """The inputs of the loss, float32 except the embeddings; a batch has a leading axis.
 
-    `latents` and `noise` are [T, channels, h, w], `condition` likewise: the conditioning image in
-    the first latent frame and zeros after it, as in the pipeline. `timestep` is an int64 scalar.
+    `latents`, `noise` and `condition` are [T, channels, h, w]; `condition` is the conditioning
+    image in the first latent frame and zeros after it, as in the pipeline. `prompt_embeds` is
+    [tokens, width] and `timestep` an int64 scalar.
     """
 
     latents: Tensor
@@ -32,8 +28,13 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class SampleMaker:
-    """Draws samples. The scales make latents what the transformer sees."""
+class SampleBuilder:
+    """Draws samples; the scales map the VAE's latents to the transformer's input.
+
+    Each sample has its own generator, seeded with the run's seed, the step and the sample's slot in
+    the global batch. So a resumed run needs no random state, and the draws depend neither on the
+    number of workers nor on accumulation.
+    """
 
     training: TrainingConfig
     num_timesteps: int
@@ -41,11 +42,11 @@ class SampleMaker:
     image_latents_scale: float
     empty_prompt_embeds: Tensor
 
-    def make(self, clip: EncodedClip, step: int, slot: int, num_slots: int) -> Sample:
+    def build(self, clip: EncodedClip, step: int, slot: int, num_slots: int) -> Sample:
         """The sample in `slot` of the `num_slots` of a step."""
         generator = torch.Generator().manual_seed(_seed(self.training.seed, step, slot))
-        # The range of timesteps is divided among the slots: uniform, with less variance from step
-        # to step (CogVideoX, arXiv 2408.06072, section 3.2, "explicit uniform sampling").
+        # Each slot draws from its own part of the timesteps: uniform overall, with less variance
+        # between steps (CogVideoX, arXiv 2408.06072, section 3.2, "explicit uniform sampling").
         place = (slot + torch.rand((), generator=generator).item()) / num_slots
         timestep = min(int(place * self.num_timesteps), self.num_timesteps - 1)
         latents = _draw(clip.posterior, generator).transpose(0, 1) * self.latents_scale
@@ -71,13 +72,13 @@ def stack(samples: Sequence[Sample], device: torch.device) -> Sample:
 
 
 def _draw(posterior: Tensor, generator: torch.Generator) -> Tensor:
-    """A sample of a Gaussian, [2 * channels, ...] with mean and log-variance -> [channels, ...]."""
+    """Sample a Gaussian: [2 * channels, ...] of mean and log-variance -> [channels, ...]."""
     mean, log_variance = posterior.float().chunk(2)
     return mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator)
 
 
 def _choose(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One of the noised images; the clean one, which comes first, where there are none."""
+    """One of the noised images [n, ...], which follow the clean one; the clean one if alone."""
     if len(images) == 1:
         return images[0]
     return images[int(torch.randint(1, len(images), (), generator=generator))]

@@ -1,4 +1,4 @@
-"""The plan of a run: how many steps, which clips in which, at what learning rate."""
+"""Map a run's steps to clips and learning rates, independently of the number of workers."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from vidgen_ray.config import TrainingConfig
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingSchedule:
     """Steps of a run over `num_clips` clips. `global_batch` samples go into one step."""
 
     training: TrainingConfig
@@ -24,7 +24,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which each clip is seen once; the last one fills up with clips of the first."""
+        """Steps in which each clip is seen once; the last is filled up with the first's clips."""
         return math.ceil(self.num_clips / self.global_batch)
 
     @property
@@ -35,7 +35,7 @@ class Plan:
 
     @property
     def num_epochs(self) -> int:
-        """Epochs that are begun."""
+        """Epochs that are started."""
         return math.ceil(self.num_steps / self.steps_per_epoch)
 
     def epoch_of(self, step: int) -> int:
@@ -49,7 +49,7 @@ class Plan:
     def clips_of(self, step: int) -> list[int]:
         """Indices of the clips of a step, one for each slot of the global batch.
 
-        Each epoch has an order of its own, which depends on the seed and the epoch alone.
+        Each epoch has its own order, which depends only on the seed and the epoch.
         """
         epoch = self.epoch_of(step)
         generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + epoch)
@@ -60,19 +60,19 @@ class Plan:
     def slots_of(self, rank: int, accumulated: int) -> range:
         """The slots of one worker in one of the accumulated batches.
 
-        One worker that accumulates two batches and two workers that do not see the same slots.
+        One worker that accumulates two batches sees the same slots as two workers that do not.
         """
         batch = self.training.batch_size
         first = (accumulated * self.num_workers + rank) * batch
         return range(first, first + batch)
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then constant, or down to zero along half a cosine."""
+        """Linear warm-up, then constant or cosine decay to zero."""
         training = self.training
         if step < training.warmup_steps:
             return training.learning_rate * (step + 1) / training.warmup_steps
         if training.schedule == "constant":
             return training.learning_rate
-        falling = self.num_steps - training.warmup_steps
-        done = (step - training.warmup_steps) / max(1, falling)
+        decay_steps = self.num_steps - training.warmup_steps
+        done = (step - training.warmup_steps) / max(1, decay_steps)
         return training.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -1,32 +1,24 @@
-"""The state of a run between two steps: written whole, found again after any kill."""
+"""Commit and load the state of a run between two steps."""
 
 import io
 import re
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidgen_ray.errors import ArtifactError
+from vidgen_ray.generation.artifacts import ArtifactStore
 
 FOLDER = "state"
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
 
-class Store(Protocol):
-    """The output store, as far as it is needed here: every write is whole or not at all."""
-
-    def write(self, name: str, data: bytes) -> None: ...
-    def read(self, name: str) -> bytes | None: ...
-    def names(self, folder: str) -> list[str]: ...
-    def remove_file(self, name: str) -> None: ...
-
-
 @dataclass(frozen=True)
 class StepMetrics:
-    """One optimiser step, counted from 1, over all workers. VRAM of the first, in 1e9 bytes."""
+    """One optimizer step, counted from 1, over all workers; peak allocated VRAM of the first."""
 
     step: int
     epoch: int
@@ -39,10 +31,10 @@ class StepMetrics:
 
 
 @dataclass(frozen=True)
-class State:
-    """Everything that the next step depends on; what is drawn at random depends on its number.
+class TrainingState:
+    """Everything that the next step depends on; random draws depend only on its number.
 
-    `weights` and `averages` are float32 by parameter name, `averages` None without an EMA.
+    `weights` and `averages` are float32 by parameter name; `averages` (EMA) may be None.
     """
 
     num_steps: int
@@ -52,7 +44,7 @@ class State:
     history: list[StepMetrics]
 
 
-def commit_state(store: Store, state: State, num_kept: int) -> None:
+def commit_state(store: ArtifactStore, state: TrainingState, num_kept: int) -> None:
     """Write the state, then remove all but the `num_kept` latest."""
     buffer = io.BytesIO()
     content = {field.name: getattr(state, field.name) for field in fields(state)}
@@ -62,22 +54,28 @@ def commit_state(store: Store, state: State, num_kept: int) -> None:
         store.remove_file(f"{FOLDER}/{name}")
 
 
-def committed_states(store: Store) -> list[str]:
-    """Names of the states that are there, the latest last."""
+def num_committed_steps(store: ArtifactStore) -> int:
+    """Steps of the latest committed state, 0 if there is none."""
+    names = committed_states(store)
+    return int(names[-1][len("step-") : -len(".pt")]) if names else 0
+
+
+def committed_states(store: ArtifactStore) -> list[str]:
+    """Names of the committed states, the latest last."""
     return sorted(name for name in store.names(FOLDER) if _NAME.fullmatch(name))
 
 
-def load_state(store: Store, name: str) -> State:
-    """The state that `committed_states` named. Nothing in it is executed (`weights_only`)."""
+def load_state(store: ArtifactStore, name: str) -> TrainingState:
+    """Load a state by its name from `committed_states`, without executing code from it."""
     data = store.read(f"{FOLDER}/{name}")
     try:
         if data is None:
             raise FileNotFoundError(name)
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         history = [StepMetrics(**row) for row in content.pop("history")]
-        return State(**content, history=history)
+        return TrainingState(**content, history=history)
     except Exception as error:  # torch raises a dozen types for bad bytes
         raise ArtifactError(
-            f"output: {FOLDER}/{name} cannot be read: {error}; remove it, and the run goes on from "
-            "the state before it"
+            f"output: {FOLDER}/{name} cannot be read: {error}; remove it to resume from the "
+            "state before it"
         ) from error

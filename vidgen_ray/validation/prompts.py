@@ -11,8 +11,8 @@ import yaml
 from vidgen_ray.addresses import folder_of, read_address
 from vidgen_ray.config import Config, LoRA
 from vidgen_ray.errors import RequestError
-from vidgen_ray.generation.jobs_file import Job, JobsFile, check_rows
-from vidgen_ray.generation.jobs_rows import Row
+from vidgen_ray.generation.jobs_file import JobRow, JobsFile, check_rows
+from vidgen_ray.generation.jobs_rows import RawRow
 from vidgen_ray.schema import (
     GenerationRequest,
 )
@@ -24,7 +24,7 @@ MAX_PROMPTS_BYTES = 10_000_000
 class ValidationPrompts:
     """A prompts file: `requests` as they stand in it, and `jobs`, each of them in both arms."""
 
-    requests: list[Job]
+    requests: list[JobRow]
     jobs: JobsFile
     trigger: str | None
 
@@ -46,7 +46,7 @@ def read_prompts(
     """
     found, word = read_requests(address, config, trigger)
     arms = (None, lora)
-    jobs = [Job(job.line, arm_of(job.request, arm)) for arm in arms for job in found.requests]
+    jobs = [JobRow(job.line, arm_of(job.request, arm)) for arm in arms for job in found.requests]
     return ValidationPrompts(found.requests, JobsFile(jobs, found.problems), word)
 
 
@@ -63,7 +63,7 @@ def read_requests(
         raise RequestError(f"prompts: trigger must be a word, got {word!r}")
     rows = [_row(line, fields) for line, fields in zip(lines, tree["prompts"], strict=True)]
     found = check_rows(rows, _folder(address), config)
-    jobs = [Job(job.line, _with_trigger(job.request, word)) for job in found.requests]
+    jobs = [JobRow(job.line, _with_trigger(job.request, word)) for job in found.requests]
     return JobsFile(jobs, found.problems), word
 
 
@@ -91,7 +91,7 @@ def _folder(address: str) -> str:
     return folder_of(address if "://" in address else os.path.realpath(address))
 
 
-def _row(line: int, fields: Any) -> Row:
+def _row(line: int, fields: Any) -> RawRow:
     if not isinstance(fields, dict):
         raise RequestError(f"prompts: line {line} must hold id, image and prompt, got {fields!r}")
     fields = {str(name): value for name, value in fields.items()}
@@ -99,7 +99,7 @@ def _row(line: int, fields: Any) -> Row:
         raise RequestError(f"prompts: line {line}: lora is what is validated; leave it out")
     if len(str(fields.get("id"))) > 100:
         raise RequestError(f"prompts: line {line}: id must have at most 100 characters")
-    return Row(line, fields)
+    return RawRow(line, fields)
 
 
 def arm_of(request: GenerationRequest, lora: LoRA | None) -> GenerationRequest:

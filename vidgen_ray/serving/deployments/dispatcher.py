@@ -14,24 +14,23 @@ from ray.serve.handle import DeploymentHandle
 
 from vidgen_ray.addresses import one_line
 from vidgen_ray.cluster.metrics import JobMetrics, QueueMetrics, RetryMetrics
-from vidgen_ray.errors import ArtifactError, StoreError, VidgenError
+from vidgen_ray.errors import ArtifactError, StoreError
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.generation.commit import AttemptResult
 from vidgen_ray.schema import ErrorRecord, GenerationRecord
 from vidgen_ray.serving.arguments import ServingArguments
 from vidgen_ray.serving.deployments.tasks import ClipTask, GeneratorResult
-from vidgen_ray.serving.queue.store import Job, JobStore, Outcome
-from vidgen_ray.serving.queue.uploads import (
-    StrayUploads,
-    remove_expired,
-    remove_files,
-)
+from vidgen_ray.serving.queue.background import BackgroundTasks
+from vidgen_ray.serving.queue.storage import Storage
+from vidgen_ray.serving.queue.store import Job, JobResult, JobStore
+from vidgen_ray.serving.queue.sweep import Sweeper
+from vidgen_ray.serving.queue.uploads import remove_files
 from vidgen_ray.serving.queue.webhooks import WebhookSender
 
 logger = logging.getLogger("ray.serve")
 
 _POLL_S = 0.5
-_SWEEP_S = 30.0
+_PROBE_S = 10.0
 
 
 class Dispatcher:
@@ -47,16 +46,25 @@ class Dispatcher:
         self._id = f"dispatcher-{uuid4().hex[:12]}"
         self._store = JobStore(arguments.database, retention_s=arguments.retention_s)
         self._artifacts = ArtifactStore(arguments.output)
+        self._storage = Storage(self._store, self._artifacts, self._id)
+        self._storage_problems: dict[str, str] = {}
+        self._probe_now = asyncio.Event()
         self._webhooks = WebhookSender(self._store.deliveries, arguments.webhook_secret)
         self._metrics = JobMetrics()
         self._queue = QueueMetrics("serving")
         self._retries = RetryMetrics("serving")
         self._awake = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._waiting: set[str] = set()  # those of them that no Generator has begun
         self._draining = False
         self._beating = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
-        self._loops = [asyncio.create_task(self._dispatch()), asyncio.create_task(self._sweep())]
+        sweeper = Sweeper(self._store, self._artifacts, arguments.retention_s)
+        self._background = BackgroundTasks()
+        self._background.start("dispatch", self._dispatch)
+        self._background.start("storage", self._probe)
+        self._background.start("sweep", sweeper.run)
+        self._background.start("webhooks", self._webhooks.run)
         logger.info("dispatcher started", extra={"dispatcher": self._id, "pid": os.getpid()})
 
     async def wake(self) -> None:
@@ -64,9 +72,9 @@ class Dispatcher:
         self._awake.set()
 
     def check_health(self) -> None:
-        """Ask for another process when a loop of this one has ended."""
-        if not self._draining and any(loop.done() for loop in self._loops):
-            raise RuntimeError("the dispatcher's loop has ended")
+        """Ask for another process when a background task of this one cannot be kept running."""
+        if not self._draining and not self._background.are_running:
+            raise RuntimeError("a background task of the dispatcher has ended")
 
     async def __del__(self) -> None:
         """Drain: lease nothing more, see the running clips to their end, give back the rest."""
@@ -80,15 +88,17 @@ class Dispatcher:
         if self._running:
             await asyncio.wait(self._running.values(), timeout=5)
         self._beating.set()
-        for loop in self._loops:
-            loop.cancel()
+        self._background.stop()
         with contextlib.suppress(StoreError):
             await asyncio.to_thread(self._store.forget, self._id)
+            await asyncio.to_thread(self._store.reports.remove, self._id)
 
     async def _dispatch(self) -> None:
         arguments = self._arguments
-        while not self._draining:
+        while True:
             room = arguments.max_dispatched_jobs - len(self._running)
+            if self._draining or self._storage_problems:
+                room = 0  # a clip that cannot be kept is not worth generating
             try:
                 leased = await asyncio.to_thread(
                     self._store.lease, self._id, room, arguments.lease_s, arguments.max_tries
@@ -118,6 +128,7 @@ class Dispatcher:
         if not self._running:
             return
         held = await asyncio.to_thread(self._store.get_many, list(self._running))
+        self._waiting = {job_id for job_id, job in held.items() if job.status == "queued"}
         for job_id, task in list(self._running.items()):
             job = held.get(job_id)
             if job_id not in new and (job is None or job.lease_owner != self._id):
@@ -138,6 +149,7 @@ class Dispatcher:
             await self._release(job, token, blame=True)
         except (ArtifactError, StoreError) as error:  # storage is away: no fault of the job's
             logger.error("%s", one_line(error), extra=log)
+            self._output_failed(error)
             await self._release(job, token, blame=False, delay_s=self._arguments.lease_s / 3)
         except Exception as error:  # Serve, or a defect: another try, later
             logger.exception("clip could not be made: %s", one_line(error), extra=log)
@@ -173,7 +185,7 @@ class Dispatcher:
         return made
 
     async def _finish(self, job: Job, token: str, record: GenerationRecord) -> None:
-        outcome = _outcome(record)
+        outcome = _job_result(record)
         if await asyncio.to_thread(self._store.finish, job.id, token, outcome):
             seconds = time.time() - job.created_at
             self._metrics.ended(outcome.status, seconds)
@@ -203,29 +215,41 @@ class Dispatcher:
                 self._queue.queue(counts.get("queued", 0), counts.get("in_progress", 0), age_s)
             except StoreError as error:
                 logger.error("%s", error)
+            except Exception:  # a defect; without this thread every lease would run out
+                logger.exception("leases could not be renewed")
 
-    async def _sweep(self) -> None:
-        """Remove what has expired, and send webhooks."""
-        webhooks = asyncio.create_task(self._webhooks.run())
-        strays = StrayUploads(self._store, self._artifacts)
-        try:
-            while True:
-                await asyncio.sleep(_SWEEP_S)
-                try:
-                    await asyncio.to_thread(remove_expired, self._store, self._artifacts)
-                    await asyncio.to_thread(strays.sweep)
-                except VidgenError as error:
-                    logger.error("%s", error)
-        finally:
-            webhooks.cancel()
+    async def _probe(self) -> None:
+        """Find out whether clips can be kept, and report what this process does."""
+        while True:
+            self._probe_now.clear()
+            found = await self._storage.problems(self._background.report())
+            if found.keys() != self._storage_problems.keys():
+                logger.warning("dispatch %s", "paused" if found else "resumed", extra=found)
+            self._storage_problems = found
+            if found:
+                self._recall()
+            self._awake.set()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._probe_now.wait(), _PROBE_S)
+
+    def _output_failed(self, error: Exception) -> None:
+        if isinstance(error, ArtifactError):
+            self._storage.output_failed()
+            self._probe_now.set()
+
+    def _recall(self) -> None:
+        """Give back the jobs that no Generator has begun."""
+        for job_id in self._waiting:
+            if task := self._running.get(job_id):
+                task.cancel()
 
 
-def _outcome(record: GenerationRecord) -> Outcome:
+def _job_result(record: GenerationRecord) -> JobResult:
     if record.artifact is not None:
-        return Outcome("completed", record.model_dump_json())
+        return JobResult("completed", record.model_dump_json())
     error = record.error or ErrorRecord(kind="EngineError", message="", stage="generate")
     code, message = _PUBLIC.get(error.kind, _PUBLIC["EngineError"])
-    return Outcome("failed", record.model_dump_json(), code, message)
+    return JobResult("failed", record.model_dump_json(), code, message)
 
 
 # What a client is told; the whole error is in the logs and in the record.

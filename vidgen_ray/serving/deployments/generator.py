@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from vidgen_ray.config import Config, load_config
+from vidgen_ray.config import Config
 from vidgen_ray.errors import ClipCancelled, ConfigError, EngineError, StoreError, VidgenError
 from vidgen_ray.generation.attempt import (
     Attempt,
@@ -37,12 +37,12 @@ _STALLED_S = 120.0
 class Generator:
     """One model on one device. Weights are loaded before the replica counts as ready."""
 
-    def __init__(self, arguments: ServingArguments) -> None:
+    def __init__(self, arguments: ServingArguments, config: Config) -> None:
         """Load the weights. Raises ConfigError and StoreError."""
         lower_priority()
         assert arguments.database is not None
         self._arguments = arguments
-        self._config = load_config(arguments.config, arguments.settings)
+        self._config = config
         _check_gpus(self._config)
         self._store = JobStore(arguments.database)
         gc.disable()  # imports and weights make many objects, none of which is garbage

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from vidgen_ray.cluster.metrics import ClipMetrics
-from vidgen_ray.config import load_config
+from vidgen_ray.config import QualityConfig
 from vidgen_ray.errors import ArtifactError
 from vidgen_ray.generation import attempt as attempts
 from vidgen_ray.generation.artifacts import ArtifactStore
@@ -20,10 +20,10 @@ logger = logging.getLogger("ray.serve")
 class Scorer:
     """What follows the Generator: score, verdict, clip and record in the output store."""
 
-    def __init__(self, arguments: ServingArguments) -> None:
+    def __init__(self, arguments: ServingArguments, quality: QualityConfig) -> None:
         lower_priority()
         self._arguments = arguments
-        self._quality = load_config(arguments.config, arguments.settings).quality
+        self._quality = quality
         self._artifacts = ArtifactStore(arguments.output)
         self._artifacts.check_writable()
         self._failed = False

@@ -1,6 +1,7 @@
 """Clips and thumbnails over HTTP: ranges, ETag, the right content type."""
 
 import asyncio
+import logging
 import os
 import re
 import tempfile
@@ -8,12 +9,15 @@ from pathlib import Path
 
 from fastapi import Request
 from fastapi.responses import FileResponse, Response
+from pydantic import ValidationError
 from starlette.background import BackgroundTask
 
 from vidgen_ray.schema import GenerationRecord
 from vidgen_ray.serving.http.context import Context
 from vidgen_ray.serving.http.problems import ApiError, not_found
 from vidgen_ray.serving.queue.store import Job
+
+logger = logging.getLogger("ray.serve")
 
 _KINDS = {".mp4": "video/mp4", ".jpg": "image/jpeg"}
 _RANGE = re.compile(r"(\d{0,18})-(\d{0,18})", re.ASCII)
@@ -26,9 +30,15 @@ async def send_clip(request: Request, context: Context, job: Job) -> Response:
         raise ApiError(409, "not_ready", message)
     if job.record is None or job.status != "completed":
         raise not_found(f"clip of {job.id}: it was {job.status}")
-    record = GenerationRecord.model_validate_json(job.record)
-    assert record.artifact is not None
-    return await _send(request, context, record.artifact.filename, record.artifact.sha256)
+    try:
+        artifact = GenerationRecord.model_validate_json(job.record).artifact
+    except ValidationError:
+        artifact = None
+    if artifact is None:
+        raise _lost(job.id, "its record cannot be read")
+    return await _send(
+        request, context, artifact.filename, artifact.sha256, size=artifact.size_bytes
+    )
 
 
 async def send_thumbnail(request: Request, context: Context, job: Job) -> Response:
@@ -38,11 +48,19 @@ async def send_thumbnail(request: Request, context: Context, job: Job) -> Respon
     return await _send(request, context, f"thumbnails/{job.id}.jpg", job.fingerprint)
 
 
-async def _send(request: Request, context: Context, name: str, digest: str) -> Response:
+def _lost(name: str, why: str) -> ApiError:
+    logger.error("%s: %s", name, why)
+    return ApiError(410, "clip_lost", f"the file of {name} is lost or damaged on the server")
+
+
+async def _send(
+    request: Request, context: Context, name: str, digest: str, size: int | None = None
+) -> Response:
+    """A file of the output. With `size`, which its record tells, ApiError 410 where it differs."""
     headers = {"etag": f'"{digest}"', "cache-control": "private, no-cache"}
     asked = request.headers.get("if-none-match", "").split(",")
     if {f'"{digest}"', "*"} & {tag.strip().removeprefix("W/") for tag in asked}:
-        return Response(status_code=304, headers=headers)
+        return Response(status_code=304, headers=headers)  # the client's copy is whole
     path, cleanup = context.artifacts.local_path(name), None
     if path is None:
         path = await asyncio.to_thread(_copy, context, name)
@@ -50,7 +68,11 @@ async def _send(request: Request, context: Context, name: str, digest: str) -> R
     try:
         stat = path.stat()
     except FileNotFoundError:
+        if size is not None:
+            raise _lost(name, "there is no such file in the output") from None
         raise not_found(f"file {name!r}") from None
+    if size is not None and stat.st_size != size:
+        raise _lost(name, f"has {stat.st_size} bytes, must have {size}")
     _check_range(request, stat.st_size)
     return FileResponse(
         path,

@@ -10,8 +10,8 @@ from vidgen_ray.serving.http.clip_files import send_clip
 from vidgen_ray.serving.http.context import Context, Owner, Serving
 from vidgen_ray.serving.http.openapi import form_and_json
 from vidgen_ray.serving.http.problems import ApiError, documented, not_found
-from vidgen_ray.serving.http.request_fields import read_body
-from vidgen_ray.serving.http.responses import Video, encoded
+from vidgen_ray.serving.http.request_body import read_body
+from vidgen_ray.serving.http.responses import VideoResource, encoded
 from vidgen_ray.serving.http.video_routes import IdempotencyKey
 from vidgen_ray.serving.queue.store import Job
 
@@ -24,7 +24,7 @@ def clip_routes() -> APIRouter:
 
     @router.post(
         "/generate-video",
-        response_model=Video,
+        response_model=VideoResource,
         responses=documented(400, 401, 403, 409, 413, 415, 422, 429, 500, 503, 504),
         openapi_extra=form_and_json("image"),
         summary="Make a clip and wait for it",
@@ -34,20 +34,10 @@ def clip_routes() -> APIRouter:
     ) -> Response:
         """Wait until the clip is made, and answer with its address, score, verdict and parameters.
 
-        A client that leaves cancels its clip. For clips that take minutes, `/v1/videos` survives a
-        lost connection.
+        A client that leaves cancels its clip, unless it sent an `Idempotency-Key`: the same request
+        with the same key then finds it. For clips that take minutes use `/v1/videos`.
         """
-        if idempotency_key is None:  # else the job may be there already
-            await context.intake.check_room()
-        body = await read_body(request, context.arguments.max_image_bytes)
-        job, is_new = await context.intake.accept(body, owner, idempotency_key)
-        context.wake()
-        try:
-            ended = await _wait(request, context, job)
-        except BaseException:
-            if is_new:
-                await asyncio.shield(_cancel(context, job))
-            raise
+        ended = await generate_clip(request, context, owner, idempotency_key)
         return Response(encoded(ended), media_type="application/json")
 
     @router.get(
@@ -57,7 +47,7 @@ def clip_routes() -> APIRouter:
             200: {"description": "The clip.", "content": _MP4},
             206: {"description": "A range of it.", "content": _MP4},
             304: {"description": "As the client has it."},
-            **documented(401, 403, 404, 409, 416, 422, 503),
+            **documented(401, 403, 404, 409, 410, 416, 422, 503),
         },
         summary="Download a clip",
     )
@@ -72,6 +62,25 @@ def clip_routes() -> APIRouter:
         "/artifacts/{filename}", artifact, methods=["HEAD"], include_in_schema=False
     )
     return router
+
+
+async def generate_clip(
+    request: Request, context: Context, owner: str, idempotency_key: str | None
+) -> Job:
+    """The completed job of a create request; a client that leaves without an idempotency key
+    cancels it. Raises ApiError."""
+    if idempotency_key is None:  # else the job may be there already
+        await context.job_creator.check_room(owner)
+    body = await read_body(request, context.arguments.max_image_bytes)
+    job, _ = await context.job_creator.accept(body, owner, idempotency_key)
+    context.wake()
+    try:
+        return await _wait(request, context, job)
+    except BaseException:
+        # With a key others may wait for the same job, on this Ingress or on another.
+        if idempotency_key is None:
+            await asyncio.shield(_cancel(context, job))
+        raise
 
 
 async def _wait(request: Request, context: Context, job: Job) -> Job:
@@ -111,4 +120,7 @@ async def _cancel(context: Context, job: Job) -> None:
     context.wake()
 
 
-_TOO_LONG = "the clip took longer than the server waits, and was cancelled; use /v1/videos"
+_TOO_LONG = (
+    "the clip took longer than the server waits; it was cancelled, unless the request had an "
+    "Idempotency-Key; use /v1/videos"
+)

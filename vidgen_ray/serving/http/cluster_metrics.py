@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 
 import httpx
 import ray
@@ -12,9 +13,28 @@ logger = logging.getLogger("ray.serve")
 
 _PREFIXES = ("ray_vidgen_", "ray_serve_", "ray_node_")
 _TIMEOUT_S = 5.0
+_MAX_AGE_S = 5.0
 
 
-async def gather_metrics() -> str:
+class MetricsPage:
+    """The page of all nodes, gathered at most every few seconds however many ask for it."""
+
+    def __init__(self, max_age_s: float = _MAX_AGE_S) -> None:
+        self._max_age_s = max_age_s
+        self._gathering: asyncio.Task[str] | None = None
+        self._begun_at = 0.0
+
+    async def page(self) -> str:
+        """The page of now, or of up to `max_age_s` ago."""
+        now = time.monotonic()
+        failed = self._gathering and self._gathering.done() and self._gathering.exception()
+        if self._gathering is None or failed or now - self._begun_at > self._max_age_s:
+            self._begun_at = now
+            self._gathering = asyncio.create_task(_gather())
+        return await asyncio.shield(self._gathering)
+
+
+async def _gather() -> str:
     """The families of interest; a node that does not answer is left out."""
     nodes = await asyncio.to_thread(ray.nodes)
     urls = [

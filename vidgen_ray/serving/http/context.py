@@ -1,4 +1,4 @@
-"""What the routes work with, and who is asking."""
+"""The parts of an Ingress replica that routes use, and authentication."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -11,10 +11,12 @@ from ray.serve.handle import DeploymentHandle
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.schema import ID_PATTERN
 from vidgen_ray.serving.arguments import ServingArguments
-from vidgen_ray.serving.http.create_job import Intake
-from vidgen_ray.serving.http.health import Vitals
-from vidgen_ray.serving.http.keys import ApiKeys
+from vidgen_ray.serving.http.cluster_metrics import MetricsPage
+from vidgen_ray.serving.http.create_job import JobCreator
+from vidgen_ray.serving.http.health import HealthMonitor
+from vidgen_ray.serving.http.keys import ApiKeys, KeysFile
 from vidgen_ray.serving.http.problems import ApiError, not_found
+from vidgen_ray.serving.queue.background import BackgroundTasks
 from vidgen_ray.serving.queue.store import Job, JobStore
 from vidgen_ray.serving.queue.watch import Watch
 
@@ -26,11 +28,22 @@ class Context:
     arguments: ServingArguments
     store: JobStore
     artifacts: ArtifactStore
-    keys: ApiKeys
-    intake: Intake
+    keys_file: KeysFile
+    job_creator: JobCreator
     watch: Watch
-    vitals: Vitals
+    health: HealthMonitor
+    background: BackgroundTasks
+    metrics: MetricsPage
     dispatcher: DeploymentHandle
+
+    @property
+    def keys(self) -> ApiKeys:
+        """The API keys as they are now."""
+        return self.keys_file.keys
+
+    def is_operator(self, owner: str) -> bool:
+        """Whether `owner` may see what concerns all owners."""
+        return not self.keys.are_needed or owner in self.arguments.operators
 
     def wake(self) -> None:
         """Tell the dispatcher that there is something to do. It would find out by itself, later."""

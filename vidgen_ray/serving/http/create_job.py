@@ -1,13 +1,14 @@
-"""From what a client asked for to a job that is kept: all checks that need no GPU, and the row."""
+"""From a create request to a stored job: all checks that need no GPU."""
 
 import asyncio
 import hashlib
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 from pydantic import ValidationError
@@ -15,31 +16,42 @@ from pydantic import ValidationError
 from vidgen_ray.config import Config, LoRA
 from vidgen_ray.errors import RequestError
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.generation.templates import expand
-from vidgen_ray.image_io import decode_image
 from vidgen_ray.model.lora_file import is_lora_folder
-from vidgen_ray.schema import ID_PATTERN, GenerationRequest, resolve_request
+from vidgen_ray.request import ID_PATTERN, GenerationRequest, resolve_request
 from vidgen_ray.serving.arguments import ServingArguments
+from vidgen_ray.serving.http.clip_settings import ClipSettings
 from vidgen_ray.serving.http.image_urls import fetch_image
-from vidgen_ray.serving.http.problems import ApiError, invalid, invalid_fields, request_id
-from vidgen_ray.serving.http.request_fields import Body, VideoFields
+from vidgen_ray.serving.http.problems import (
+    ApiError,
+    invalid,
+    invalid_fields,
+    not_found,
+    request_id,
+)
+from vidgen_ray.serving.http.request_body import Body
+from vidgen_ray.serving.http.request_fields import ApiFields
+from vidgen_ray.serving.http.source_image import SOURCE_IMAGE, PictureFitter
 from vidgen_ray.serving.queue.store import (
     IdempotencyConflict,
     Job,
     JobStore,
     NewJob,
+    OwnerQueueFull,
     QueueFull,
 )
 from vidgen_ray.serving.queue.uploads import upload_name
+from vidgen_ray.serving.webhook_url import check_webhook_url
 
 if TYPE_CHECKING:  # imports torch, which takes seconds and is not needed to be alive
     from vidgen_ray.model.checkpoint import Checkpoint
 
+REMIXED_FROM = "remixed_from_video_id"  # in the metadata of a request
+_KEPT_METADATA = ("user", SOURCE_IMAGE)  # of the job that is remixed
 _SHAPE = ("num_frames", "height", "width")
 
 
-class Intake:
-    """Checks requests against the served model, and keeps those that pass."""
+class JobCreator:
+    """Checks requests against the served model, and stores those that pass as jobs."""
 
     def __init__(
         self, arguments: ServingArguments, config: Config, store: JobStore, artifacts: ArtifactStore
@@ -50,7 +62,11 @@ class Intake:
         self._store = store
         self._artifacts = artifacts
         self._checking = threading.Lock()  # the tokenizer is for one thread at a time
-        self._decoding = asyncio.Semaphore(2)  # a picture takes up to half a GB while it is decoded
+        self._checking_lora = threading.Lock()
+        # Pools of their own: whatever a check takes, jobs are read and written meanwhile.
+        self._checks = ThreadPoolExecutor(2, thread_name_prefix="check")
+        self._lora_checks = ThreadPoolExecutor(1, thread_name_prefix="check-lora")
+        self._pictures = PictureFitter()
 
     @cached_property
     def checkpoint(self) -> "Checkpoint":
@@ -72,19 +88,31 @@ class Intake:
                 found[name] = path
         return found
 
-    async def check_room(self) -> None:
+    async def check_room(self, owner: str) -> None:
         """Refuse early, before a body is read, when the queue is full. Raises ApiError."""
         counts = await asyncio.to_thread(self._store.count)
         if counts.get("queued", 0) >= self._arguments.max_queued_jobs:
             raise await self._queue_full()
+        counts = await asyncio.to_thread(self._store.count, owner)
+        if counts.get("queued", 0) >= self._arguments.queue_share:
+            raise await self._queue_full(owner)
 
-    async def accept(self, body: Body, owner: str, idempotency_key: str | None) -> tuple[Job, bool]:
-        """The job, and whether it is new. Raises ApiError, StoreError and ArtifactError."""
-        job_id = f"video_{uuid4().hex}"
-        image = body.image if body.image is not None else await self._fetch(body.image_url)
+    async def accept(
+        self, body: Body, owner: str, idempotency_key: str | None, source: Job | None = None
+    ) -> tuple[Job, bool]:
+        """The job, and whether it is new. Raises ApiError, StoreError and ArtifactError.
+
+        `source` is the job to remix: its image and its request, where the body does not differ.
+        """
+        job_id = _new_id()
+        image = body.image
+        if image is None and source is not None and body.image_url is None:
+            image = await self._image_of(source)
+        elif image is None:
+            image = await self._fetch(body.image_url)
         webhook_url = self._webhook_url(body.fields.webhook_url)
-        async with self._decoding:
-            request, lora = await asyncio.to_thread(self._check, job_id, body.fields, image)
+        request, lora = await self._checked(job_id, body.fields, source)
+        request, fitted = await self._fitted(request, image, lora)
         job = NewJob(
             id=job_id,
             owner=owner,
@@ -92,13 +120,15 @@ class Intake:
             lora=lora,
             request=request.model_dump_json(),
             http_request_id=request_id()[:200],
-            fingerprint=_fingerprint(body.fields, image),
+            fingerprint=_fingerprint(body.fields, image, source),
             num_steps=request.num_inference_steps,
             idempotency_key=idempotency_key,
             webhook_url=webhook_url,
         )
         try:
-            return await asyncio.to_thread(self._keep, job, image)
+            return await asyncio.to_thread(self._keep, job, fitted)
+        except OwnerQueueFull:
+            raise await self._queue_full(owner) from None
         except QueueFull:
             raise await self._queue_full() from None
         except IdempotencyConflict:
@@ -113,16 +143,43 @@ class Intake:
         self._artifacts.write(name, image)
         is_new = False
         try:
-            kept, is_new = self._store.add(job, self._arguments.max_queued_jobs)
+            kept, is_new = self._store.add(
+                job, self._arguments.max_queued_jobs, self._arguments.queue_share
+            )
         finally:
             if not is_new:
                 self._artifacts.remove_file(name)
         return kept, is_new
 
-    def _check(
-        self, job_id: str, fields: VideoFields, image: bytes
+    async def _fitted(
+        self, request: GenerationRequest, image: bytes, lora: str | None
+    ) -> tuple[GenerationRequest, bytes]:
+        """The picture as the Generator reads it; the request says what the original was."""
+        try:
+            fitted = await self._pictures.fit(image, request, "input_reference")
+        except RequestError as error:
+            raise self._invalid(error, request, lora) from None
+        # A remix has the stored picture, and says already what that was made of.
+        metadata = {SOURCE_IMAGE: fitted.source, **request.metadata}
+        return request.model_copy(update={"metadata": metadata}), fitted.png
+
+    async def _checked(
+        self, job_id: str, fields: ApiFields, source: Job | None
     ) -> tuple[GenerationRequest, str | None]:
-        chosen, lora = self._chosen(fields)
+        asks_for_lora = fields.lora is not None or fields.model not in {None, self.model_id}
+        pool = self._lora_checks if asks_for_lora or (source and source.lora) else self._checks
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(pool, self._check, job_id, fields, source)
+
+    def _check(
+        self, job_id: str, fields: ApiFields, source: Job | None
+    ) -> tuple[GenerationRequest, str | None]:
+        settings = ClipSettings(
+            self._config, self.model_id, self.loras(), self._arguments.model_aliases
+        )
+        chosen, lora = settings.read(fields)
+        if source is not None:
+            chosen, lora = _remixed(source, chosen, lora)
         address = self._artifacts.address_of(upload_name(job_id))
         try:
             request = resolve_request({"id": job_id, "image": address, **chosen}, self._config)
@@ -140,20 +197,21 @@ class Intake:
         try:
             with self._checking:
                 checkpoint.check_request(request)
-                self._check_lora(request.lora)
-            decode_image(
-                image,
-                height=request.height,
-                width=request.width,
-                fit=request.image_fit,
-                field="input_reference",
-            )
+            if request.lora:
+                with self._checking_lora:
+                    self._check_lora(request.lora)
         except RequestError as error:
-            message = str(error).replace(checkpoint.source, self.model_id)
-            if request.lora and lora:
-                message = message.replace(request.lora.path, lora)
-            raise invalid(message) from None
+            raise self._invalid(error, request, lora) from None
         return request, lora
+
+    def _invalid(
+        self, error: RequestError, request: GenerationRequest, lora: str | None
+    ) -> ApiError:
+        """422, without paths of the server."""
+        message = str(error).replace(self.checkpoint.source, self.model_id)
+        if request.lora and lora:
+            message = message.replace(request.lora.path, lora)
+        return invalid(message)
 
     def _check_lora(self, lora: LoRA | None) -> None:
         if lora:
@@ -161,53 +219,11 @@ class Intake:
 
             open_adapter(lora, self.checkpoint)
 
-    def _chosen(self, fields: VideoFields) -> tuple[dict[str, Any], str | None]:
-        """The fields of a GenerationRequest that the client set, and the adapter's name."""
-        given = {name: value for name, value in fields if value is not None}
-        try:
-            given = expand(given, self._config.prompt_templates)
-        except RequestError as error:
-            raise invalid(str(error)) from None
-        chosen = {name: given[name] for name in given if name in GenerationRequest.model_fields}
-        lora = chosen.pop("lora", None)
-        name, scale = (lora.name, lora.scale) if lora else (None, 1.0)
-        if fields.model not in {None, self.model_id}:
-            if name not in {None, fields.model}:
-                raise invalid("model: names another adapter than lora; leave one of them out")
-            name = fields.model
-        if name is not None:
-            loras = self.loras()
-            if name not in loras:
-                if lora and not loras:
-                    raise invalid(f"lora: this server has none, got {name[:120]!r}; leave it out")
-                field = "lora" if lora else "model"
-                names = sorted(loras) if lora else [self.model_id, *sorted(loras)]
-                raise invalid(f"{field}: must be one of {names}, got {name[:120]!r}")
-            chosen["lora"] = {"path": str(loras[name]), "scale": scale}
-        if fields.size is not None:
-            if "width" in given or "height" in given:
-                raise invalid("size: must not be given beside width or height; use one of them")
-            width, height = fields.size.split("x")
-            chosen |= {"width": int(width), "height": int(height)}
-        if fields.seconds is not None:
-            chosen["fps"] = self._fps(fields)
-        return chosen, name
-
-    def _fps(self, fields: VideoFields) -> int:
-        if fields.fps is not None:
-            raise invalid("seconds: must not be given beside fps; use one of them")
-        try:
-            seconds = int(str(fields.seconds), 10)
-        except ValueError:
-            seconds = 0
-        num_frames = fields.num_frames or self._config.generation.num_frames
-        fps = round(num_frames / seconds) if 0 < seconds <= num_frames else 0
-        if not 1 <= fps <= 60:
-            raise invalid(
-                f"seconds: must be a whole number that {num_frames} frames can last, from 1 to "
-                f"{num_frames}, got {str(fields.seconds)[:80]!r}"
-            )
-        return fps
+    async def _image_of(self, job: Job) -> bytes:
+        image = await asyncio.to_thread(self._artifacts.read, upload_name(job.id))
+        if image is None:
+            raise not_found(f"image of {job.id!r}; upload it again")
+        return image
 
     async def _fetch(self, url: str | None) -> bytes:
         assert url is not None
@@ -225,30 +241,53 @@ class Intake:
         if url is None:
             return self._arguments.webhook_url
         try:
-            parts = urlsplit(url)
-            allowed = parts.scheme == "https" and parts.hostname in self._arguments.webhook_hosts
-        except ValueError:
-            allowed = False
-        if not allowed:
+            host = check_webhook_url(url)
+        except ValueError as error:
+            raise invalid(f"webhook_url: {error}, got {url[:80]!r}") from None
+        if host not in self._arguments.webhook_hosts:
             raise invalid(
-                "webhook_url: must be https and on a host that the operator lists in "
-                "webhook_hosts; leave it out, or ask the operator"
+                "webhook_url: must be on a host that the operator lists in webhook_hosts; "
+                "leave it out, or ask the operator"
             )
         return url
 
-    async def _queue_full(self) -> ApiError:
-        mean_s = await asyncio.to_thread(self._store.mean_clip_s)
-        retry_after_s = max(1, min(300, round(mean_s or 5)))
-        message = (
-            f"the queue holds {self._arguments.max_queued_jobs} jobs, as many as it may; "
-            f"try again in {retry_after_s} s"
-        )
+    async def _queue_full(self, owner: str | None = None) -> ApiError:
+        """429 for a full queue, or for an `owner` who has used their share of it."""
+        limit = self._arguments.max_queued_jobs if owner is None else self._arguments.queue_share
+        seconds_per_clip = await asyncio.to_thread(self._store.seconds_per_clip)
+        # Until a tenth of the jobs that are ahead has been made: others wait for room as well.
+        retry_after_s = max(1, min(300, round((seconds_per_clip or 5) * max(1, limit // 10))))
+        jobs = "jobs" if owner is None else "jobs of yours"
+        message = f"the queue holds {limit} {jobs}, as many as it may; try again in "
         headers = {"Retry-After": str(retry_after_s)}
-        return ApiError(429, "queue_full", message, headers=headers)
+        return ApiError(429, "queue_full", f"{message}{retry_after_s} s", headers=headers)
 
 
-def _fingerprint(fields: VideoFields, image: bytes) -> str:
+def _new_id() -> str:
+    """An id that sorts by age, so that a page can follow the id of a deleted job."""
+    return f"video_{time.time_ns() // 1000:015x}{uuid4().hex[:17]}"
+
+
+def _remixed(
+    source: Job, chosen: dict[str, Any], lora: str | None
+) -> tuple[dict[str, Any], str | None]:
+    """The request of `source` with the fields `chosen` in the place of its own."""
+    before = GenerationRequest.model_validate_json(source.request)
+    kept = before.model_dump(exclude={"id", "image", "prompt", "metadata"})
+    if chosen.get("mode") == "baseline":
+        kept["profile"] = None
+    metadata = {
+        **{name: before.metadata[name] for name in _KEPT_METADATA if name in before.metadata},
+        **chosen.get("metadata", {}),
+        REMIXED_FROM: source.id,
+    }
+    return {**kept, **chosen, "metadata": metadata}, lora or (source.lora if kept["lora"] else None)
+
+
+def _fingerprint(fields: ApiFields, image: bytes, source: Job | None) -> str:
     asked = fields.model_dump(mode="json", exclude_none=True)
+    if source is not None:
+        asked[REMIXED_FROM] = source.id
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     digest.update(hashlib.sha256(image).digest())
     return digest.hexdigest()

@@ -74,7 +74,7 @@ async def _resolve(host: str, port: int, field: str, allowed: Callable[[Address]
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        raise RequestError(f"{field}: the host cannot be found; mend the address") from None
+        raise RequestError(f"{field}: the host cannot be found; fix the address") from None
     addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     if not addresses or not all(allowed(address) for address in addresses):
         raise RequestError(f"{field}: must be on the public internet; upload the image instead")

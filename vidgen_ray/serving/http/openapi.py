@@ -1,8 +1,9 @@
-"""What the OpenAPI description says beyond the routes: bodies of create requests, links, events."""
+"""Parts of the OpenAPI description that FastAPI does not derive: request bodies, links, events."""
 
 from typing import Any, get_args
 
-from vidgen_ray.serving.http.request_fields import VideoFields
+from vidgen_ray.generation.job_fields import kind_of
+from vidgen_ray.serving.http.request_fields import VIDEO_FIELDS
 from vidgen_ray.serving.queue.store import JobStatus
 
 # A gray ramp of 32x32 pixels, so that the example can be sent as it is.
@@ -15,37 +16,41 @@ _EXAMPLE = {
     "num_inference_steps": 1,
     "seed": 7,
 }
+_REFERENCE = {
+    "type": "object",
+    "properties": {"image_url": {"type": "string", "description": "`data:image/png;base64,...`"}},
+    "required": ["image_url"],
+    "additionalProperties": False,
+}
 
 
-def form_and_json(image_name: str) -> dict[str, Any]:
-    """The body of a create request, whose image is uploaded as `image_name`."""
-    fields = dict(VideoFields.model_json_schema()["properties"])
-    fields["lora"] = {
-        "type": "string",
-        "description": 'A name of `/v1/models`, or {"name": ..., "scale": ...} as JSON.',
+def form_and_json(image_name: str | None) -> dict[str, Any]:
+    """The body of a create request, whose image is required as `image_name`, if at all."""
+    schema = VIDEO_FIELDS.model_json_schema()
+    fields = schema["properties"]
+    lora = {"anyOf": [{"type": "string"}, schema["$defs"]["LoraField"]]}
+    lora["description"] = fields["lora"]["description"]
+    as_text = {
+        name: {
+            "type": "string",
+            "description": f"{fields[name]['description']} In a form: as JSON.",
+        }
+        for name, field in VIDEO_FIELDS.model_fields.items()
+        if kind_of(field) in {"object", "lora"}
     }
-    form_fields = {
-        **fields,
-        "fields": {"type": "string", "description": "The template's fields as a JSON object."},
-    }
-    image = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."}
-    reference = {
-        "type": "object",
-        "properties": {
-            "image_url": {"type": "string", "description": "`data:image/png;base64,...`"}
-        },
-        "required": ["image_url"],
-        "additionalProperties": False,
-    }
-    common = {
+    upload = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."}
+    common: dict[str, Any] = {
         "type": "object",
         "additionalProperties": False,
-        "required": [image_name],
         "anyOf": [{"required": ["prompt"]}, {"required": ["template"]}],
     }
-    form = {**common, "properties": {**form_fields, image_name: image}}
-    body = {**common, "properties": {**fields, image_name: reference}}
-    example = {**_EXAMPLE, image_name: {"image_url": f"data:image/png;base64,{_PIXELS}"}}
+    example: dict[str, Any] = dict(_EXAMPLE)
+    if image_name:
+        common["required"] = [image_name]
+        example[image_name] = {"image_url": f"data:image/png;base64,{_PIXELS}"}
+    image = image_name or "input_reference"
+    form = {**common, "properties": {**fields, **as_text, image: upload}}
+    body = {**common, "properties": {**fields, "lora": lora, image: _REFERENCE}}
     content = {
         "multipart/form-data": {"schema": form},
         "application/json": {"schema": body, "example": example},
@@ -65,7 +70,7 @@ def _link(operation: str, description: str) -> dict[str, Any]:
 
 LINKS = {
     "Retrieve": _link("/v1/videos/{video_id} get", "Poll the job."),
-    "Follow": _link("/v1/videos/{video_id}/events get", "Hear of every step, to the end."),
+    "Follow": _link("/v1/videos/{video_id}/events get", "Follow every step, to the end."),
     "Cancel": _link("/v1/videos/{video_id}/cancel post", "Stop it."),
     "Download": _link("/v1/videos/{video_id}/content get", "Its clip, when it is completed."),
     "Delete": _link("/v1/videos/{video_id} delete", "Remove it."),
@@ -86,7 +91,7 @@ EVENTS: dict[str, Any] = {
                     "contentMediaType": "application/json",
                     "contentSchema": {
                         "anyOf": [
-                            {"$ref": "#/components/schemas/Video"},
+                            {"$ref": "#/components/schemas/VideoResource"},
                             {"$ref": "#/components/schemas/DeletedVideo"},
                         ]
                     },

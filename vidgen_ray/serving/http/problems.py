@@ -1,4 +1,4 @@
-"""What a client is told when something is wrong: one shape for every error, with a request id."""
+"""Error answers: one JSON shape for all of them, with a request id."""
 
 import logging
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from vidgen_ray.config import describe
 from vidgen_ray.errors import ArtifactError, StoreError
+from vidgen_ray.serving.http.proxy import clean
 
 logger = logging.getLogger("ray.serve")
 
@@ -71,8 +72,8 @@ def not_found(what: str) -> ApiError:
 
 
 def request_id() -> str:
-    """The id of the request in work: the client's X-Request-ID, or one that Serve gave."""
-    return _get_serve_request_context().request_id or "unknown"
+    """The id of the current request: the client's X-Request-ID, or one that Serve gave."""
+    return clean(_get_serve_request_context().request_id or "") or "unknown"
 
 
 def documented(*status_codes: int) -> dict[int | str, dict[str, Any]]:
@@ -84,38 +85,45 @@ def install(app: FastAPI) -> None:
     """Make every error of `app` a Problem."""
 
     @app.exception_handler(ApiError)
-    async def api_error(_: Request, error: ApiError) -> JSONResponse:
-        return _answer(error)
+    async def api_error(request: Request, error: ApiError) -> JSONResponse:
+        if error.status_code == 422:
+            error.status_code = request.app.state.context.arguments.validation_status
+        return error_response(error)
 
     @app.exception_handler(StoreError)
     @app.exception_handler(ArtifactError)
     async def store_error(_: Request, error: Exception) -> JSONResponse:
         logger.error("%s", error)
         message = "the server cannot store or read jobs at the moment; nothing was accepted"
-        return _answer(ApiError(503, "unavailable", message, headers={"Retry-After": "5"}))
+        return error_response(ApiError(503, "unavailable", message, headers={"Retry-After": "5"}))
+
+    @app.exception_handler(RecursionError)
+    async def too_deep(_: Request, error: RecursionError) -> JSONResponse:
+        return error_response(ApiError(400, "bad_json", "the body is nested too deeply"))
 
     @app.exception_handler(RequestValidationError)
-    async def validation(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def validation(request: Request, error: RequestValidationError) -> JSONResponse:
         problems = [
             f"{'.'.join(str(part) for part in problem['loc'][1:])}: {problem['msg']}"
             for problem in error.errors()
         ]
-        return _answer(invalid("; ".join(problems)))
+        return await api_error(request, invalid("; ".join(problems)))
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
         code = _CODES.get(error.status_code, "invalid_request")
         detail = _MEANING.get(error.status_code, str(error.detail))
-        return _answer(ApiError(error.status_code, code, detail, headers=error.headers))
+        return error_response(ApiError(error.status_code, code, detail, headers=error.headers))
 
     @app.exception_handler(Exception)
     async def defect(_: Request, error: Exception) -> JSONResponse:
         logger.error("unexpected error", exc_info=error)
         message = "unexpected error; tell the operator the request id"
-        return _answer(ApiError(500, "internal_error", message))
+        return error_response(ApiError(500, "internal_error", message))
 
 
-def _answer(error: ApiError) -> JSONResponse:
+def error_response(error: ApiError) -> JSONResponse:
+    """The answer of an error, as a Problem."""
     kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
     detail = ProblemDetail(
         message=error.message,
@@ -132,10 +140,11 @@ _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "u
 _MEANING = {
     400: "the body cannot be read as what its content type says",
     401: "an API key is needed: `Authorization: Bearer vg_...`",
-    403: "the server is open to this machine alone, for it has no API keys",
+    403: "the server answers this machine alone, or not the web page that asks",
     404: "there is no such thing, or it is somebody else's",
     405: "this address does not take that method",
     409: "not as things stand: not ended yet, or an idempotency key used for something else",
+    410: "the clip was made, but its file is lost or damaged",
     413: "the body is too large",
     415: "the body must be multipart/form-data or application/json",
     416: "the file has no such range",

@@ -1,12 +1,20 @@
 """Jobs as clients see them: the records under the API's names, and never a path of the server."""
 
+import logging
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from vidgen_ray.schema import AttemptRecord, GenerationRecord, GenerationRequest
+from vidgen_ray.config import GenerationDefaults
+from vidgen_ray.generation.job_fields import server_fields
+from vidgen_ray.request import GenerationRequest
+from vidgen_ray.schema import AttemptRecord, GenerationRecord
+from vidgen_ray.serving.http.clip_settings import whole_seconds
+from vidgen_ray.serving.http.create_job import REMIXED_FROM
 from vidgen_ray.serving.queue.store import Job, JobStatus
+
+logger = logging.getLogger("ray.serve")
 
 
 class View(BaseModel):
@@ -29,8 +37,8 @@ class LoraView(View):
     scale: float
 
 
-class Video(View):
-    """A job, and the clip once it is there."""
+class JobResource(View):
+    """A job, and the clip once it is there; VideoResource adds the parameters of the request."""
 
     id: str
     object: Literal["video"] = "video"
@@ -42,23 +50,13 @@ class Video(View):
     size: str = Field(description='Width and height, "720x480".')
     seconds: str = Field(description="Duration of the clip, rounded.")
     seed: int = Field(description="The seed of the clip; of a later attempt, derived from yours.")
-    num_frames: int
-    fps: int
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
-    negative_prompt: str
-    mode: Literal["baseline", "optimized"]
-    profile: str | None
-    image_fit: Literal["crop", "pad"]
     lora: LoraView | None
     created_at: int
     started_at: int | None
     completed_at: int | None = Field(description="When it ended, however it did.")
     expires_at: int | None = Field(description="When job and clip are removed.")
     error: VideoError | None
-    remixed_from_video_id: None = None
+    remixed_from_video_id: str | None = Field(description="The video this one is a remix of.")
     url: str | None = Field(description="The clip's address on this server.")
     attempt: int = Field(description="Which attempt of the quality gate, from 1.")
     attempts: list[AttemptRecord]
@@ -71,11 +69,30 @@ class Video(View):
     peak_memory_mb: float | None
 
 
+# The parameters of a request that the answer repeats as they took effect.
+_PARAMETERS = {
+    name: field for name, field in server_fields().items() if name not in JobResource.model_fields
+}
+
+if TYPE_CHECKING:
+    VideoResource = JobResource
+else:
+    VideoResource = create_model(
+        "VideoResource",
+        __base__=JobResource,
+        __doc__="A job with its effective parameters, and the clip once it is there.",
+        **{
+            name: (field.annotation, Field(description=field.description))
+            for name, field in _PARAMETERS.items()
+        },
+    )
+
+
 class VideoList(View):
     """A page of jobs."""
 
     object: Literal["list"] = "list"
-    data: list[Video]
+    data: list[VideoResource]
     first_id: str | None
     last_id: str | None
     has_more: bool
@@ -107,20 +124,29 @@ class ModelList(View):
 
 
 @lru_cache(maxsize=2048)
-def view(job: Job) -> Video:
-    """The job as its owner sees it."""
+def view(job: Job) -> VideoResource:
+    """The job as its owner sees it; one whose row cannot be read has the error `unreadable_job`."""
+    try:
+        return _view(job)
+    except (ValidationError, RecursionError) as error:
+        logger.error("unreadable job: %s", error, extra={"video_id": job.id})
+        return _unreadable(job)
+
+
+def _view(job: Job) -> VideoResource:
     request = GenerationRequest.model_validate_json(job.request)
     record = GenerationRecord.model_validate_json(job.record) if job.record else None
     made = record if record and record.artifact else None
-    return Video(
+    return VideoResource(
         id=job.id,
         status=job.status,
         progress=_progress(job),
         model=job.model,
         prompt=request.prompt,
+        remixed_from_video_id=request.metadata.get(REMIXED_FROM),
         template=request.metadata.get("template", {}).get("name"),
         size=f"{request.width}x{request.height}",
-        seconds=str(round(request.num_frames / request.fps)),
+        seconds=str(whole_seconds(request.num_frames, request.fps)),
         created_at=int(job.created_at),
         started_at=_whole(job.started_at),
         completed_at=_whole(job.ended_at),
@@ -135,19 +161,34 @@ def view(job: Job) -> Video:
         stage_durations=_durations(job, record),
         peak_memory_mb=_megabytes(made.peak_vram_gb) if made else None,
         seed=made.seed if made and made.seed is not None else request.seed,
-        num_frames=request.num_frames,
-        fps=request.fps,
-        width=request.width,
-        height=request.height,
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        negative_prompt=request.negative_prompt,
-        mode=request.mode,
-        profile=request.profile,
-        image_fit=request.image_fit,
+        **{name: getattr(request, name) for name in _PARAMETERS},
         lora=LoraView(name=job.lora, scale=request.lora.scale)
         if job.lora and request.lora
         else None,
+    )
+
+
+def _unreadable(job: Job) -> VideoResource:
+    message = "the server cannot read what it stored of this job; delete it, and ask the operator"
+    unknown: dict[str, Any] = {"prompt": "", "size": "", "seconds": "", "seed": 0}
+    unknown |= GenerationDefaults().model_dump(include=set(_PARAMETERS))
+    nullable = ("template", "lora", "url", "temporal_score", "verdict", "peak_memory_mb")
+    unknown |= dict.fromkeys((*nullable, "remixed_from_video_id"))
+    return VideoResource(
+        **unknown,
+        id=job.id,
+        status="failed",
+        progress=0,
+        model=job.model,
+        created_at=int(job.created_at),
+        started_at=_whole(job.started_at),
+        completed_at=_whole(job.ended_at),
+        expires_at=_whole(job.expires_at),
+        error=VideoError(code="unreadable_job", message=message),
+        attempt=job.attempt,
+        attempts=[],
+        reasons=[],
+        stage_durations={},
     )
 
 
@@ -179,12 +220,12 @@ def _verdict(record: GenerationRecord | None) -> Literal["accepted", "needs_revi
 def _durations(job: Job, record: GenerationRecord | None) -> dict[str, float]:
     durations = {}
     if job.started_at is not None:
-        durations["queued"] = job.started_at - job.created_at
+        durations["queued"] = max(0.0, job.started_at - job.created_at)  # clocks are set back
     if record is not None:
         stages = record.stages.model_dump(exclude_none=True)
         durations |= {name.removesuffix("_s"): seconds for name, seconds in stages.items()}
     if job.ended_at is not None:
-        durations["total"] = job.ended_at - job.created_at
+        durations["total"] = max(0.0, job.ended_at - job.created_at)
     return {name: round(seconds, 4) for name, seconds in durations.items()}
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -9,14 +10,18 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
+from vidgen_ray.errors import ArtifactError
+from vidgen_ray.request import ID_PATTERN
 from vidgen_ray.serving.http.clip_files import send_clip, send_thumbnail
 from vidgen_ray.serving.http.context import Context, Owner, Serving
 from vidgen_ray.serving.http.openapi import EVENTS, LINKS, form_and_json
 from vidgen_ray.serving.http.problems import documented, invalid, not_found
-from vidgen_ray.serving.http.request_fields import read_body
-from vidgen_ray.serving.http.responses import DeletedVideo, Video, VideoList, encoded, view
+from vidgen_ray.serving.http.request_body import read_body
+from vidgen_ray.serving.http.responses import DeletedVideo, VideoList, VideoResource, encoded, view
 from vidgen_ray.serving.queue.store import Job
 from vidgen_ray.serving.queue.uploads import remove_files
+
+logger = logging.getLogger("ray.serve")
 
 IdempotencyKey = Annotated[
     str | None,
@@ -31,7 +36,7 @@ _KNOWN = (401, 403, 404, 422, 503)
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events that are written already: a crowd is told for the price of one."""
+    """Server-sent events that are encoded already, once for all followers."""
 
     media_type = "text/event-stream"
 
@@ -39,10 +44,18 @@ class _EventStream(StreamingResponse):
 def video_routes() -> APIRouter:
     """The router."""
     router = APIRouter(prefix="/v1/videos", tags=["Videos"])
+    _add_create(router)
+    _add_list(router)
+    _add_job(router)
+    _add_end(router)
+    _add_content(router)
+    return router
 
+
+def _add_create(router: APIRouter) -> None:
     @router.post(
         "",
-        response_model=Video,
+        response_model=VideoResource,
         responses={
             200: {"links": LINKS},
             **documented(400, 401, 403, 409, 413, 415, 422, 429, 503),
@@ -59,12 +72,14 @@ def video_routes() -> APIRouter:
         from the server's configuration.
         """
         if idempotency_key is None:  # else the job may be there already
-            await context.intake.check_room()
+            await context.job_creator.check_room(owner)
         body = await read_body(request, context.arguments.max_image_bytes)
-        job, _ = await context.intake.accept(body, owner, idempotency_key)
+        job, _ = await context.job_creator.accept(body, owner, idempotency_key)
         context.wake()
         return _json(job)
 
+
+def _add_list(router: APIRouter) -> None:
     @router.get(
         "", response_model=VideoList, responses=documented(401, 403, 404, 422, 503), summary="List"
     )
@@ -76,14 +91,11 @@ def video_routes() -> APIRouter:
         order: Literal["asc", "desc"] = "desc",
     ) -> VideoList:
         """Your jobs by age, the newest first."""
-        if after is not None:
-            await context.find(after, owner)
-        try:
-            jobs, has_more = await asyncio.to_thread(
-                context.store.page, owner, after=after, limit=limit, order=order
-            )
-        except LookupError:
-            raise not_found(f"video {after!r}") from None
+        if after is not None and not ID_PATTERN.fullmatch(after):
+            raise not_found(f"video {after[:120]!r}")
+        jobs, has_more = await asyncio.to_thread(
+            context.store.page, owner, after=after, limit=limit, order=order
+        )
         return VideoList(
             data=[view(job) for job in jobs],
             first_id=jobs[0].id if jobs else None,
@@ -91,8 +103,13 @@ def video_routes() -> APIRouter:
             has_more=has_more,
         )
 
+
+def _add_job(router: APIRouter) -> None:
     @router.get(
-        "/{video_id}", response_model=Video, responses=documented(*_KNOWN), summary="Retrieve"
+        "/{video_id}",
+        response_model=VideoResource,
+        responses=documented(*_KNOWN),
+        summary="Retrieve",
     )
     async def retrieve(video_id: str, context: Serving, owner: Owner) -> Response:
         """The job as it stands; `progress` counts the steps that are done."""
@@ -114,8 +131,13 @@ def video_routes() -> APIRouter:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return _EventStream(_events(context, job), headers=headers)
 
+
+def _add_end(router: APIRouter) -> None:
     @router.post(
-        "/{video_id}/cancel", response_model=Video, responses=documented(*_KNOWN), summary="Cancel"
+        "/{video_id}/cancel",
+        response_model=VideoResource,
+        responses=documented(*_KNOWN),
+        summary="Cancel",
     )
     async def cancel(video_id: str, context: Serving, owner: Owner) -> Response:
         """Stop a clip within one step. The job stays, as `cancelled`; one that ended stays so."""
@@ -135,9 +157,14 @@ def video_routes() -> APIRouter:
         if not await asyncio.to_thread(context.store.remove, job.id, owner):
             raise not_found(f"video {video_id!r}")
         context.wake()
-        await asyncio.to_thread(remove_files, context.artifacts, job.id)
+        try:
+            await asyncio.to_thread(remove_files, context.artifacts, job.id)
+        except ArtifactError as error:  # the sweep removes them
+            logger.error("%s", error, extra={"video_id": job.id})
         return DeletedVideo(id=job.id)
 
+
+def _add_content(router: APIRouter) -> None:
     @router.get(
         "/{video_id}/content",
         response_class=Response,
@@ -145,7 +172,7 @@ def video_routes() -> APIRouter:
             200: {"description": "The clip or its thumbnail.", "content": _MEDIA},
             206: {"description": "A range of it.", "content": _MEDIA},
             304: {"description": "As the client has it."},
-            **documented(401, 403, 404, 409, 416, 422, 503),
+            **documented(401, 403, 404, 409, 410, 416, 422, 503),
         },
         summary="Download",
     )
@@ -165,7 +192,6 @@ def video_routes() -> APIRouter:
         return await send_clip(request, context, job)
 
     router.add_api_route("/{video_id}/content", content, methods=["HEAD"], include_in_schema=False)
-    return router
 
 
 async def _events(context: Context, job: Job) -> AsyncGenerator[str]:

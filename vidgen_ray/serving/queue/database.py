@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from vidgen_ray.errors import ConfigError, StoreError
+from vidgen_ray.serving.queue.sqlite_file import sqlite_engine
 from vidgen_ray.serving.queue.tables import metadata
 
-_BUSY_TIMEOUT_S = 5.0
 _TABLES_LOCK = 0x76696467
 
 
@@ -36,22 +34,28 @@ class Database:
                 f"database: {parsed.drivername} needs a package: {error}; "
                 "pip install 'vidgen-ray[postgresql]'"
             ) from None
+        self._make_tables(parsed)
+
+    def _make_tables(self, parsed: URL) -> None:
         with self.write() as connection:
             if parsed.get_backend_name() == "postgresql":
                 # Two processes that make the tables at once would run into each other.
                 connection.execute(select(func.pg_advisory_xact_lock(_TABLES_LOCK)))
             metadata.create_all(connection)
+            for table in metadata.sorted_tables:  # of a database that an older version made
+                for index in table.indexes:
+                    index.create(connection, checkfirst=True)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction, committed at the end."""
-        with _telling(), self._writes.begin() as connection:
+        with _as_store_error(), self._writes.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection that never waits for a writer."""
-        with _telling(), self._reads.connect() as connection:
+        with _as_store_error(), self._reads.connect() as connection:
             yield connection
 
 
@@ -81,30 +85,15 @@ def _engines(url: URL) -> tuple[Engine, Engine]:
         except NoSuchModuleError as error:
             raise ConfigError(f"database: {error}") from None
         return writes, writes.execution_options(isolation_level="AUTOCOMMIT")
-    assert url.database is not None
-    with _telling():
-        Path(url.database).absolute().parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {
-        "connect_args": {"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
-        "pool_size": 5,
-        "max_overflow": 40,
-    }
-    writes, reads = create_engine(url, **options), create_engine(url, **options)
-    for engine in (writes, reads):
-        event.listen(engine, "connect", _prepare_sqlite)
+    with _as_store_error():
+        writes, reads = sqlite_engine(url), sqlite_engine(url)
     # A transaction that reads first and writes later could not wait for another writer.
     event.listen(writes, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return writes, reads
 
 
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions begin where we say
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
 @contextmanager
-def _telling() -> Iterator[None]:
+def _as_store_error() -> Iterator[None]:
     """Turn what the database raises into one StoreError."""
     try:
         yield
@@ -113,5 +102,6 @@ def _telling() -> Iterator[None]:
     except (SQLAlchemyError, OSError) as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
         raise StoreError(
-            f"database: cannot be used: {reason}; check that it runs, and its free space"
+            f"database: cannot be used: {reason}; check that it runs or that its file is there, "
+            "and its free space"
         ) from error

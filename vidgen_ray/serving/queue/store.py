@@ -16,26 +16,34 @@ from sqlalchemy import (
     Connection,
     and_,
     delete,
-    exists,
     func,
     insert,
-    literal,
-    or_,
     select,
     update,
 )
 
+from vidgen_ray.serving.queue.conditions import (
+    ACTIVE,
+    holds_lease,
+    in_turns,
+    is_free,
+    is_job,
+)
 from vidgen_ray.serving.queue.database import Database, RowTaken
 from vidgen_ray.serving.queue.deliveries import Deliveries, announce
+from vidgen_ray.serving.queue.removals import Removals, schedule_removal
+from vidgen_ray.serving.queue.reports import Reports
 from vidgen_ray.serving.queue.tables import dispatchers, jobs
 
 JobStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 
-ACTIVE: tuple[JobStatus, ...] = ("queued", "in_progress")
-
 
 class QueueFull(Exception):
     """The queue holds as many jobs as it may."""
+
+
+class OwnerQueueFull(QueueFull):
+    """The queue has room, but the owner has used their share of it."""
 
 
 class IdempotencyConflict(Exception):
@@ -94,7 +102,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """How a job ended: its record, or the error that a client may see."""
 
     status: Literal["completed", "failed"]
@@ -114,20 +122,23 @@ class JobStore:
         self._retention_s = retention_s
         self._database = Database(url)
         self.deliveries = Deliveries(self._database)
+        self.removals = Removals(self._database)
+        self.reports = Reports(self._database)
 
-    def add(self, job: NewJob, max_queued: int) -> tuple[Job, bool]:
+    def add(
+        self, job: NewJob, max_queued: int, max_queued_per_owner: int | None = None
+    ) -> tuple[Job, bool]:
         """Keep a job, and say whether it is new: the same idempotency key gives the first one.
 
-        Raises QueueFull when `max_queued` jobs are queued, and IdempotencyConflict.
+        Raises QueueFull when `max_queued` jobs are queued, OwnerQueueFull when the owner has
+        `max_queued_per_owner` of them, and IdempotencyConflict.
         """
         try:
             with self._database.write() as connection:
                 before = _same_key(connection, job)
                 if before:
                     return before, False
-                queued = select(func.count()).where(jobs.c.status == "queued")
-                if (connection.scalar(queued) or 0) >= max_queued:
-                    raise QueueFull
+                _check_room(connection, job.owner, max_queued, max_queued_per_owner)
                 values = {**vars(job), "status": "queued", "created_at": time.time()}
                 counters = {"step": 0, "attempt": 1, "tries": 0}
                 statement = insert(jobs).values(**values, **counters).returning(jobs)
@@ -143,7 +154,7 @@ class JobStore:
     def get(self, job_id: str, owner: str | None = None) -> Job | None:
         """The job, None when there is none; with `owner`, only one of theirs."""
         with self._database.read() as connection:
-            row = connection.execute(select(jobs).where(_is(job_id, owner))).one_or_none()
+            row = connection.execute(select(jobs).where(is_job(job_id, owner))).one_or_none()
         return _job(row) if row else None
 
     def get_many(self, job_ids: Sequence[str]) -> dict[str, Job]:
@@ -152,31 +163,34 @@ class JobStore:
             rows = connection.execute(select(jobs).where(jobs.c.id.in_(job_ids))).all()
         return {row.id: _job(row) for row in rows}
 
+    def existing(self, job_ids: Sequence[str]) -> set[str]:
+        """Those of `job_ids` that are jobs."""
+        with self._database.read() as connection:
+            query = select(jobs.c.id).where(jobs.c.id.in_(job_ids))
+            return set(connection.execute(query).scalars())
+
     def page(
         self, owner: str, *, after: str | None, limit: int, order: Literal["asc", "desc"]
     ) -> tuple[list[Job], bool]:
-        """A page of the owner's jobs by age, and whether there are more. `after` is an id.
+        """A page of the owner's jobs by id, which sorts by age, and whether there are more.
 
-        Raises LookupError when the owner has no job `after`.
+        `after` is the id that the page follows; a job of that id need not exist any more.
         """
-        age = (jobs.c.created_at, jobs.c.id)
         query = select(jobs).where(jobs.c.owner == owner).limit(limit + 1)
-        query = query.order_by(*(key.desc() if order == "desc" else key.asc() for key in age))
+        query = query.order_by(jobs.c.id.desc() if order == "desc" else jobs.c.id)
+        if after is not None:
+            query = query.where(jobs.c.id < after if order == "desc" else jobs.c.id > after)
         with self._database.read() as connection:
-            if after is not None:
-                mark = connection.execute(select(*age).where(_is(after, owner))).one_or_none()
-                if mark is None:
-                    raise LookupError(after)
-                older = or_(age[0] < mark[0], and_(age[0] == mark[0], age[1] < mark[1]))
-                newer = or_(age[0] > mark[0], and_(age[0] == mark[0], age[1] > mark[1]))
-                query = query.where(older if order == "desc" else newer)
             page = [_job(row) for row in connection.execute(query).all()]
         return page[:limit], len(page) > limit
 
-    def count(self) -> dict[str, int]:
-        """How many jobs have which status."""
+    def count(self, owner: str | None = None) -> dict[str, int]:
+        """How many jobs are `queued` and `in_progress`, of all owners or of one."""
+        mine: ColumnElement[bool] = jobs.c.status.in_(ACTIVE)
+        if owner is not None:
+            mine = and_(mine, jobs.c.owner == owner)
         with self._database.read() as connection:
-            query = select(jobs.c.status, func.count()).group_by(jobs.c.status)
+            query = select(jobs.c.status, func.count()).where(mine).group_by(jobs.c.status)
             return {row[0]: row[1] for row in connection.execute(query).all()}
 
     def oldest_wait_s(self) -> float:
@@ -186,29 +200,44 @@ class JobStore:
             oldest = connection.execute(query).scalar()
             return max(0.0, time.time() - oldest) if oldest is not None else 0.0
 
-    def mean_clip_s(self, last: int = 20) -> float | None:
-        """Mean seconds from start to end of the last completed jobs."""
+    def seconds_per_clip(self, last: int = 20) -> float | None:
+        """Seconds between the ends of the last completed jobs; the mean duration when it is less.
+
+        None while nothing was completed.
+        """
         done = select(jobs.c.started_at, jobs.c.ended_at).where(jobs.c.status == "completed")
         with self._database.read() as connection:
             rows = connection.execute(done.order_by(jobs.c.ended_at.desc()).limit(last)).all()
-        times = [row.ended_at - row.started_at for row in rows if row.started_at]
-        return sum(times) / len(times) if times else None
+        times = [max(0.0, row.ended_at - row.started_at) for row in rows if row.started_at]
+        if not times:
+            return None
+        mean_s: float = sum(times) / len(times)
+        # Several Generators end clips more often than one clip takes; an idle hour counts as none.
+        span_s: float = max(0.0, rows[0].ended_at - rows[-1].ended_at)
+        return min(mean_s, span_s / (len(rows) - 1)) if len(rows) > 1 else mean_s
 
     def cancel(self, job_id: str, owner: str | None = None) -> Job | None:
-        """End an active job as `cancelled`; an ended one stays. None: there is no such job."""
-        ended = {"status": "cancelled", **self._ended()}
+        """End an active job as `cancelled`; an ended one stays. None: there is no such job.
+
+        Its idempotency key is free again, and what its workers still write is removed later.
+        """
+        ended = {"status": "cancelled", "idempotency_key": None, **self._ended()}
         with self._database.write() as connection:
-            active = and_(_is(job_id, owner), jobs.c.status.in_(ACTIVE))
-            connection.execute(update(jobs).where(active).values(**ended))
-            row = connection.execute(select(jobs).where(_is(job_id, owner))).one_or_none()
+            active = and_(is_job(job_id, owner), jobs.c.status.in_(ACTIVE))
+            if connection.execute(update(jobs).where(active).values(**ended)).rowcount:
+                schedule_removal(connection, job_id, keep_upload=True)
+            row = connection.execute(select(jobs).where(is_job(job_id, owner))).one_or_none()
         return _job(row) if row else None
 
     def remove(self, job_id: str, owner: str | None = None) -> bool:
-        """Remove a job, active or not. Says whether there was one."""
+        """Remove a job, active or not; its files are removed later. False: there was none."""
         with self._database.write() as connection:
-            return connection.execute(delete(jobs).where(_is(job_id, owner))).rowcount > 0
+            existed = connection.execute(delete(jobs).where(is_job(job_id, owner))).rowcount > 0
+            if existed:
+                schedule_removal(connection, job_id, keep_upload=False)
+        return existed
 
-    def expired(self, limit: int = 100) -> Sequence[str]:
+    def expired(self, limit: int = 20) -> Sequence[str]:
         """Ids of ended jobs whose time is over."""
         with self._database.read() as connection:
             query = select(jobs.c.id).where(jobs.c.expires_at < time.time()).limit(limit)
@@ -217,18 +246,24 @@ class JobStore:
     # What dispatchers and generators do.
 
     def lease(self, dispatcher: str, limit: int, lease_s: float, max_tries: int) -> Sequence[Job]:
-        """Lease up to `limit` free jobs, oldest first. A free job without tries left fails."""
+        """Lease up to `limit` free jobs; owners take turns, each with their oldest job first.
+
+        A free job without tries left fails.
+        """
         now = time.time()
-        free = _free(now, lease_s)
+        free = is_free(now, lease_s)
         if limit <= 0 or not self._any(free):  # an idle dispatcher writes nothing
             return []
         with self._database.write() as connection:
-            # Committed first: whoever meets the leased rows must find their dispatcher alive.
-            self._seen(connection, dispatcher, now)
+            # Committed first: whoever meets the leased rows must find their dispatcher alive. After
+            # the clock has jumped its own leases look as if they had run out.
+            self._renew(connection, dispatcher, now, lease_s)
         with self._database.write() as connection:
             self._give_up(connection, and_(free, jobs.c.tries >= max_tries))
-            oldest = select(jobs.c.id).where(free).order_by(jobs.c.created_at, jobs.c.id)
-            oldest = oldest.limit(limit).with_for_update(skip_locked=True)
+            next_ids = connection.execute(in_turns(free, limit)).scalars().all()
+            # Locked in a statement of its own: PostgreSQL locks no rows of a window function.
+            still_free = select(jobs.c.id).where(free, jobs.c.id.in_(next_ids))
+            still_free = still_free.with_for_update(skip_locked=True)
             lease = {
                 "status": "queued",
                 "step": 0,
@@ -237,19 +272,15 @@ class JobStore:
                 "lease_owner": dispatcher,
                 "lease_expires_at": now + lease_s,
             }
-            chosen = connection.execute(oldest).scalars().all()
+            chosen = connection.execute(still_free).scalars().all()
             statement = update(jobs).where(jobs.c.id.in_(chosen)).values(**lease).returning(jobs)
             leased = [_job(row) for row in connection.execute(statement).all()]
-        return sorted(leased, key=lambda job: (job.created_at, job.id))
+        return sorted(leased, key=lambda job: next_ids.index(job.id))
 
     def renew_all(self, dispatcher: str, lease_s: float) -> set[str]:
         """Say that the dispatcher lives, and renew its leases: ids of the jobs it still holds."""
-        now = time.time()
         with self._database.write() as connection:
-            self._seen(connection, dispatcher, now)
-            held = and_(jobs.c.lease_owner == dispatcher, jobs.c.lease_token.is_not(None))
-            statement = update(jobs).where(held).values(lease_expires_at=now + lease_s)
-            return set(connection.execute(statement.returning(jobs.c.id)).scalars())
+            return self._renew(connection, dispatcher, time.time(), lease_s)
 
     def forget(self, dispatcher: str) -> None:
         """Say that the dispatcher has ended: its jobs are free at once."""
@@ -270,11 +301,11 @@ class JobStore:
             "started_at": func.coalesce(jobs.c.started_at, now),
             "lease_expires_at": now + lease_s,
         }
-        return self._update(_holds(job_id, token), values)
+        return self._update(holds_lease(job_id, token), values)
 
     def next_attempt(self, job_id: str, token: str) -> bool:
         """Note that the quality gate wants another attempt. False: the lease is lost."""
-        return self._update(_holds(job_id, token), {"attempt": jobs.c.attempt + 1, "step": 0})
+        return self._update(holds_lease(job_id, token), {"attempt": jobs.c.attempt + 1, "step": 0})
 
     def release(self, job_id: str, token: str, *, blame: bool, delay_s: float = 0) -> bool:
         """Give a job back, to be leased again after `delay_s`. With `blame` the try counts."""
@@ -286,13 +317,15 @@ class JobStore:
             "lease_owner": None,
             "lease_expires_at": time.time() + delay_s if delay_s else None,
         }
-        return self._update(_holds(job_id, token), values)
+        return self._update(holds_lease(job_id, token), values)
 
-    def finish(self, job_id: str, token: str, outcome: Outcome) -> bool:
+    def finish(self, job_id: str, token: str, outcome: JobResult) -> bool:
         """End a job, with its webhook where it has one. False: the lease is lost."""
         with self._database.write() as connection:
             values = {**vars(outcome), **self._ended()}
-            statement = update(jobs).where(_holds(job_id, token)).values(**values).returning(jobs)
+            statement = (
+                update(jobs).where(holds_lease(job_id, token)).values(**values).returning(jobs)
+            )
             row = connection.execute(statement).one_or_none()
             if row:
                 _announce(connection, row)
@@ -303,6 +336,14 @@ class JobStore:
             return (
                 connection.execute(select(jobs.c.id).where(condition).limit(1)).first() is not None
             )
+
+    def _renew(
+        self, connection: Connection, dispatcher: str, now: float, lease_s: float
+    ) -> set[str]:
+        self._seen(connection, dispatcher, now)
+        held = and_(jobs.c.lease_owner == dispatcher, jobs.c.lease_token.is_not(None))
+        statement = update(jobs).where(held).values(lease_expires_at=now + lease_s)
+        return set(connection.execute(statement.returning(jobs.c.id)).scalars())
 
     def _seen(self, connection: Connection, dispatcher: str, now: float) -> None:
         known = update(dispatchers).where(dispatchers.c.id == dispatcher).values(seen_at=now)
@@ -332,23 +373,16 @@ class JobStore:
             return connection.execute(update(jobs).where(condition).values(**values)).rowcount > 0
 
 
-def _is(job_id: str, owner: str | None) -> ColumnElement[bool]:
-    return (
-        jobs.c.id == job_id if owner is None else and_(jobs.c.id == job_id, jobs.c.owner == owner)
-    )
-
-
-def _holds(job_id: str, token: str) -> ColumnElement[bool]:
-    return and_(jobs.c.id == job_id, jobs.c.lease_token == token)
-
-
-def _free(now: float, lease_s: float) -> ColumnElement[bool]:
-    alive = exists(literal(1)).where(
-        dispatchers.c.id == jobs.c.lease_owner, dispatchers.c.seen_at >= now - lease_s
-    )
-    orphaned = and_(jobs.c.lease_token.is_not(None), ~alive)
-    lapsed = or_(jobs.c.lease_expires_at.is_(None), jobs.c.lease_expires_at < now)
-    return and_(jobs.c.status.in_(ACTIVE), or_(lapsed, orphaned))
+def _check_room(
+    connection: Connection, owner: str, max_queued: int, max_queued_per_owner: int | None
+) -> None:
+    queued = select(func.count()).where(jobs.c.status == "queued")
+    if (connection.scalar(queued) or 0) >= max_queued:
+        raise QueueFull
+    if max_queued_per_owner is None:
+        return
+    if (connection.scalar(queued.where(jobs.c.owner == owner)) or 0) >= max_queued_per_owner:
+        raise OwnerQueueFull
 
 
 def _same_key(connection: Connection, job: NewJob) -> Job | None:

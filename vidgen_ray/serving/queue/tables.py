@@ -44,8 +44,12 @@ jobs = Table(
     Column("error_code", String(64)),
     Column("error_message", Text),
     UniqueConstraint("owner", "idempotency_key"),
+    Index("vidgen_jobs_in_pages", "owner", "id"),
     Index("vidgen_jobs_by_status", "status", "created_at"),
     Index("vidgen_jobs_by_owner", "owner", "created_at"),
+    Index("vidgen_jobs_by_end", "status", "ended_at"),
+    Index("vidgen_jobs_by_expiry", "expires_at"),
+    Index("vidgen_jobs_by_lease", "lease_owner"),
 )
 
 dispatchers = Table(
@@ -65,4 +69,25 @@ deliveries = Table(
     Column("body", Text, nullable=False),
     Column("tries", Integer, nullable=False),
     Column("next_at", BigInteger, nullable=False),
+    Index("vidgen_deliveries_by_time", "next_at"),
+)
+
+# Jobs that were deleted or cancelled, whose files have to go.
+removals = Table(
+    "vidgen_removals",
+    metadata,
+    Column("job_id", String(64), primary_key=True),
+    Column("keep_upload", Integer, nullable=False),
+    Column("looks", Integer, nullable=False),
+    Column("next_at", Float(53), nullable=False),
+    Index("vidgen_removals_by_time", "next_at"),
+)
+
+# What each process last said of its own health, as JSON.
+reports = Table(
+    "vidgen_reports",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("report", Text, nullable=False),
+    Column("seen_at", Float(53), nullable=False),
 )

@@ -1,4 +1,4 @@
-"""Looking at jobs: one question to the store for all who ask at the same time."""
+"""Reads of jobs for polls and event streams, shared by all that come at the same time."""
 
 import asyncio
 import contextlib
@@ -17,12 +17,12 @@ _INTERVAL_S = 0.1
 _WOKEN_AT_ONCE = 10
 _WAKING_PAUSE_S = 0.02
 _RETRY_S = 1.0
-_REPEAT_S = 15.0  # so that nothing on the way takes a silent connection for a dead one
+_REPEAT_S = 15.0  # so that no proxy closes a connection as idle
 
 
 class Watch:
-    """Jobs for polls, and changes to them for followers. Nothing that was read is kept for later:
-    whoever asks while the store is being read, or just after, waits for the next reading.
+    """Jobs for polls, and their changes for followers. Nothing is cached: a poll that comes while
+    the store is being read waits for the next read.
     """
 
     def __init__(self, store: JobStore) -> None:
@@ -108,7 +108,7 @@ class Watch:
                 for changed in self._followers[job_id]
             ]
             known = now
-            # Few at a time, so that polls are answered in between; a crowd is told less often.
+            # Few at a time, so that polls are answered in between.
             for start in range(0, len(waking), _WOKEN_AT_ONCE):
                 for changed in waking[start : start + _WOKEN_AT_ONCE]:
                     changed.set()

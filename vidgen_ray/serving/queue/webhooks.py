@@ -22,7 +22,7 @@ logger = logging.getLogger("ray.serve")
 BACKOFF_S = (5, 30, 120, 600, 3600, 4 * 3600, 12 * 3600)
 _POLL_S = 2.0
 _TIMEOUT_S = 10.0
-_AT_ONCE = 10
+_AT_ONCE = 32
 
 
 def check_secret(secret: str) -> bytes:
@@ -46,12 +46,13 @@ def sign(key: bytes, event_id: str, timestamp: int, body: str) -> str:
 
 
 class WebhookSender:
-    """Delivers what is due. An answer of 2xx ends a delivery."""
+    """Delivers what is due, each delivery by itself. An answer of 2xx ends a delivery."""
 
     def __init__(self, deliveries: Deliveries, secret: str | None) -> None:
         self._deliveries = deliveries
         self._key = check_secret(secret) if secret else None
         self._awake = asyncio.Event()
+        self._sending: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:
         """Look for deliveries now."""
@@ -60,21 +61,53 @@ class WebhookSender:
     async def run(self) -> None:
         """Deliver until cancelled."""
         if self._key is None:
-            return
+            await asyncio.Event().wait()  # nothing can be signed, so nothing is ever due
         async with httpx.AsyncClient(timeout=_TIMEOUT_S, follow_redirects=False) as client:
-            while True:
-                try:
-                    due = await asyncio.to_thread(self._deliveries.due, _AT_ONCE, 2 * _TIMEOUT_S)
-                    await asyncio.gather(*(self._deliver(client, item) for item in due))
-                except StoreError as error:
-                    logger.error("%s", error)
-                    due = []
-                if len(due) < _AT_ONCE:
+            try:
+                while True:
+                    await self._send_due(client)
                     self._awake.clear()
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._awake.wait(), _POLL_S)
+            finally:
+                for task in self._sending:
+                    task.cancel()
+
+    async def _send_due(self, client: httpx.AsyncClient) -> None:
+        """Start as many deliveries as there is room for; a slow receiver delays no other."""
+        room = _AT_ONCE - len(self._sending)
+        try:
+            due = await asyncio.to_thread(self._deliveries.due, room, 3 * _TIMEOUT_S)
+        except StoreError as error:
+            logger.error("%s", error)
+            return
+        for delivery in due:
+            task = asyncio.create_task(self._deliver(client, delivery))
+            self._sending.add(task)
+            task.add_done_callback(self._sent)
+
+    def _sent(self, task: "asyncio.Task[None]") -> None:
+        self._sending.discard(task)
+        self._awake.set()  # there may be more than there was room for
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("webhook: unexpected error", exc_info=task.exception())
 
     async def _deliver(self, client: httpx.AsyncClient, delivery: Delivery) -> None:
+        problem = await self._post(client, delivery)
+        extra = {"video_id": delivery.job_id, "try": delivery.tries}
+        try:
+            if problem is None or delivery.tries > len(BACKOFF_S):
+                await asyncio.to_thread(self._deliveries.end, delivery.id)
+                logger.info("webhook %s", problem or "delivered", extra=extra)
+            else:
+                delay_s = BACKOFF_S[delivery.tries - 1]
+                await asyncio.to_thread(self._deliveries.retry, delivery.id, delay_s)
+                logger.warning("webhook failed, will be retried: %s", problem, extra=extra)
+        except StoreError as error:  # it is due again by itself
+            logger.error("%s", error, extra=extra)
+
+    async def _post(self, client: httpx.AsyncClient, delivery: Delivery) -> str | None:
+        """Send it once: None when it was accepted, otherwise what went wrong."""
         assert self._key is not None
         timestamp = int(time.time())
         headers = {
@@ -85,15 +118,13 @@ class WebhookSender:
             "webhook-signature": sign(self._key, delivery.id, timestamp, delivery.body),
         }
         try:
-            answer = await client.post(delivery.url, content=delivery.body, headers=headers)
-            problem = None if answer.is_success else f"status {answer.status_code}"
-        except httpx.HTTPError as error:
-            problem = f"{type(error).__name__}: {error}"
-        extra = {"video_id": delivery.job_id, "try": delivery.tries}
-        if problem is None or delivery.tries > len(BACKOFF_S):
-            await asyncio.to_thread(self._deliveries.end, delivery.id)
-            logger.info("webhook %s", problem or "delivered", extra=extra)
-        else:
-            delay_s = BACKOFF_S[delivery.tries - 1]
-            await asyncio.to_thread(self._deliveries.retry, delivery.id, delay_s)
-            logger.warning("webhook failed, will be tried again: %s", problem, extra=extra)
+            # Of all of it: a receiver that answers byte by byte keeps within any other timeout.
+            async with (
+                asyncio.timeout(2 * _TIMEOUT_S),
+                client.stream(
+                    "POST", delivery.url, content=delivery.body, headers=headers
+                ) as answer,
+            ):  # the body may be endless, and nobody reads it
+                return None if answer.is_success else f"status {answer.status_code}"
+        except Exception as error:  # httpx raises more than HTTPError for what a URL may hold
+            return f"{type(error).__name__}: {error}"
