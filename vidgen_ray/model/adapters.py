@@ -153,7 +153,7 @@ def _read(file: Path, config: Path | None, checkpoint: Checkpoint) -> Adapter:
         for name, module in skeleton(checkpoint).named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-    deltas = read_deltas(file, layers, checkpoint.source)
+    deltas = read_deltas(file, config, layers, checkpoint.source)
     sha256 = hash_file(file)
     if config:
         sha256 = hashlib.sha256(f"{sha256} {hash_file(config)}".encode()).hexdigest()
