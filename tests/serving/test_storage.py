@@ -163,6 +163,37 @@ def test_dispatch_pauses_while_clips_cannot_be_kept(
     assert asyncio.run(scenario()) <= 6
 
 
+@pytest.mark.usefixtures("ray_cluster")  # for the metrics
+def test_a_job_whose_end_could_not_be_stored_is_made_once_the_store_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = {"config": "nano", "output": str(tmp_path / "out"), "lease_s": 1}
+    arguments = ServingArguments.model_validate({**args, "database": f"sqlite:///{tmp_path}/j.db"})
+    store = JobStore(str(arguments.database))
+    store.add(new("a"), max_queued=9)
+    generated: list[str] = []
+
+    async def generate(task: Any) -> Any:
+        generated.append(task.job_id)
+        if len(generated) == 1:
+            (tmp_path / "j.db").rename(tmp_path / "aside.db")
+            raise StoreError("database: away")
+        return None
+
+    async def scenario() -> None:
+        dispatcher = Dispatcher(arguments, Deployment(generate=generate), Deployment())  # type: ignore[arg-type]
+        while not generated:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(2)
+        (tmp_path / "aside.db").rename(tmp_path / "j.db")
+        async with asyncio.timeout(25):
+            while len(generated) < 2:
+                await asyncio.sleep(0.1)
+        await dispatcher.__del__()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.slow
 def test_ended_jobs_slow_nothing_that_a_request_waits_for(store: JobStore) -> None:
     columns = "id owner status model request http_request_id fingerprint created_at started_at"

@@ -56,6 +56,7 @@ class Dispatcher:
         self._awake = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._waiting: set[str] = set()  # those of them that no Generator has begun
+        self._releasing: set[asyncio.Task[None]] = set()
         self._draining = False
         self._beating = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
@@ -199,12 +200,25 @@ class Dispatcher:
     async def _release(self, job: Job, token: str, *, blame: bool, delay_s: float = 0) -> None:
         if blame:
             self._retries.retried("worker_lost")
-        try:
-            await asyncio.to_thread(
-                self._store.release, job.id, token, blame=blame, delay_s=delay_s
-            )
-        except StoreError as error:
-            logger.error("%s", error, extra={"video_id": job.id})  # the lease runs out by itself
+        # A task of its own: nothing may cancel it, or this process would renew the lease for ever.
+        task = asyncio.create_task(self._release_until_stored(job.id, token, blame, delay_s))
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+        await asyncio.shield(task)
+
+    async def _release_until_stored(
+        self, job_id: str, token: str, blame: bool, delay_s: float
+    ) -> None:
+        release = partial(self._store.release, job_id, token, blame=blame, delay_s=delay_s)
+        while True:
+            try:
+                await asyncio.to_thread(release)
+                return
+            except StoreError as error:
+                logger.error("%s", error, extra={"video_id": job_id})
+            if self._draining:
+                return  # the lease ends with this process
+            await asyncio.sleep(_POLL_S)
 
     def _beat(self) -> None:
         """Renew the leases from a thread: the loop may be busy."""
