@@ -19,14 +19,14 @@ run: setup
 	code=$$?; if [ $$code -eq 0 ] || [ $$code -eq 3 ]; then exit 0; else exit $$code; fi
 
 serve: setup
-	$(BIN)/serve run configs/serve_nano.yaml --address local
+	$(BIN)/vidgen serve configs/serve_nano.yaml --address local
 
 DEMO ?= outputs/train_demo
 train-demo: setup
 	$(BIN)/python -m scripts.demo_clips $(DEMO)/clips
 	$(BIN)/vidgen encode $(DEMO)/clips/metadata.jsonl --output $(DEMO)/latents --config training/lora_nano
 	$(BIN)/vidgen train --latents $(DEMO)/latents --output $(DEMO)/lora --config training/lora_nano --num-workers 0
-	$(BIN)/vidgen validate --lora $(DEMO)/lora/adapter_final --prompts validation_demo --output $(DEMO)/validation --config training/lora_nano
+	$(BIN)/vidgen validate --lora $(DEMO)/lora --prompts validation_demo --output $(DEMO)/validation --config training/lora_nano
 
 # Regenerate the clips that README.md shows.
 examples: setup

@@ -99,7 +99,8 @@ class GenerationDefaults(Section):
     )
     lora: LoRA | None = Field(
         None,
-        description="LoRA adapter: a folder, a `.safetensors` file, or the name of one that ships.",
+        description="LoRA adapter: a folder (a training run's too), a `.safetensors` file, or the "
+        "name of one that ships.",
     )
     image_fit: Literal["crop", "pad"] = Field(
         "crop", description="Crop the image to the frame, or pad it with black."

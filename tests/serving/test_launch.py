@@ -57,7 +57,7 @@ def test_an_open_network_needs_keys(tmp_path: Path, tree: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("outptu", "x"), ("webhook_secret", "whsec_x"), ("lora_folder", "/none"), ("config", "none")],
+    [("outptu", "x"), ("webhook_secret", "whsec_x"), ("lora_folder", "/dev/null/none"), ("config", "none")],
 )
 def test_a_wrong_argument_is_named(
     tmp_path: Path, tree: dict[str, Any], field: str, value: str
@@ -136,3 +136,15 @@ def test_it_serves_and_request_ids_are_cleaned(running: str, tmp_path: Path) -> 
     second = run(str(tmp_path / "serve.yaml"), "--address", "local")
     assert second.returncode == 2
     assert "is in use" in " ".join(second.stderr.split())
+
+
+def test_the_folder_of_adapters_is_made_where_it_is_missing(
+    tmp_path: Path, tree: dict[str, Any]
+) -> None:
+    args_of(tree)["lora_folder"] = str(tmp_path / "loras")
+    check(write(tmp_path, tree))
+    assert (tmp_path / "loras").is_dir()
+    (tmp_path / "file").touch()
+    args_of(tree)["lora_folder"] = str(tmp_path / "file")
+    with pytest.raises(ConfigError, match=r"lora_folder: must be a folder.*file"):
+        check(write(tmp_path, tree))

@@ -23,7 +23,6 @@ from vidgen_ray.batch.progress import RunProgress, lock_output
 from vidgen_ray.batch.stages import (
     FatalError,
     Generate,
-    Row,
     Run,
     commit,
     from_row,
@@ -33,6 +32,7 @@ from vidgen_ray.batch.stages import (
 )
 from vidgen_ray.cluster.board import start_board
 from vidgen_ray.cluster.connect import connected, pool_size
+from vidgen_ray.cluster.rows import iter_rows_as_ready
 from vidgen_ray.cluster.signals import signals_raise
 from vidgen_ray.config import Config
 from vidgen_ray.errors import EngineError, Interrupted, RequestError, VidgenError
@@ -206,18 +206,12 @@ def _dataset(todo: list[Attempt], run: Run) -> ray.data.Dataset:
 
 def _results(dataset: ray.data.Dataset) -> Iterator[AttemptResult]:
     """What became of each attempt, as soon as it is done. Raises a fatal error, as it is."""
-    for row in _rows_as_ready(dataset):
+    for row in iter_rows_as_ready(dataset):
         state = from_row(row)
         if isinstance(state, FatalError):
             raise state.error
         assert isinstance(state, AttemptResult), state  # the last stage makes nothing else
         yield state
-
-
-def _rows_as_ready(dataset: ray.data.Dataset) -> Iterator[Row]:
-    """Rows as they are done: `iter_rows` would hold each back until the next is there."""
-    for table in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
-        yield from table.to_pylist()
 
 
 def _count_failures(num_failures: int, record: GenerationRecord, config: Config) -> int:

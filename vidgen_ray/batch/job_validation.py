@@ -43,11 +43,10 @@ def validate_jobs(file: JobsFile, config: Config, *, on_cluster: bool) -> Valida
     checkpoint = open_checkpoint(config.model, weights=False)
     problems = list(file.problems)
     fitting = []
-    adapters: dict[LoRA, str | RequestError] = {}
     for job in file.requests:
         try:
             checkpoint.check_request(job.request)
-            adapter_sha256 = _adapter_sha256(job.request.lora, checkpoint, adapters)
+            adapter_sha256 = _adapter_sha256(job.request.lora, checkpoint)
         except RequestError as error:
             problems.append(_problem(job, error))
         else:
@@ -64,22 +63,12 @@ def validate_jobs(file: JobsFile, config: Config, *, on_cluster: bool) -> Valida
     return ValidatedJobs(jobs, sorted(problems, key=lambda problem: problem.line))
 
 
-def _adapter_sha256(
-    lora: LoRA | None, checkpoint: Checkpoint, seen: dict[LoRA, str | RequestError]
-) -> str | None:
+def _adapter_sha256(lora: LoRA | None, checkpoint: Checkpoint) -> str | None:
     if lora is None:
         return None
     from vidgen_ray.model.adapters import open_adapter  # diffusers, which takes seconds
 
-    if lora not in seen:
-        try:
-            seen[lora] = open_adapter(lora, checkpoint).sha256
-        except RequestError as error:
-            seen[lora] = error
-    found = seen[lora]
-    if isinstance(found, RequestError):
-        raise found
-    return found
+    return open_adapter(lora, checkpoint).sha256
 
 
 def _check_images(jobs: list[JobRow], on_cluster: bool) -> dict[int, tuple[str, str | None]]:

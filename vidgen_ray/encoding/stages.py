@@ -3,7 +3,6 @@
 import hashlib
 import io
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from PIL import Image
 
 from vidgen_ray.addresses import locate, readable
 from vidgen_ray.cluster.board import activity, begin
+from vidgen_ray.cluster.device_loss import exit_on_device_loss
 from vidgen_ray.config import Config
 from vidgen_ray.encoding.shards import (
     LATENTS,
@@ -148,16 +148,14 @@ class EncodeClips:
         encoder = self._encoder = self._encoder or self._load()
         start = time.perf_counter()
         try:
-            posterior = encoder.encode_video(row["frames"])
-            images = encoder.encode_image(
-                row["image"], run.settings.num_noised_images, derive_seed(row["key"])
-            )
+            with exit_on_device_loss():
+                posterior = encoder.encode_video(row["frames"])
+                images = encoder.encode_image(
+                    row["image"], run.settings.num_noised_images, derive_seed(row["key"])
+                )
         except Exception as error:
             if is_out_of_memory(error):
                 raise _out_of_memory(run.settings) from error
-            if isinstance(error, torch.AcceleratorError):
-                logger.critical("%s", error)
-                os._exit(1)  # no later clip can work in this process; Ray starts another
             raise
         columns = latents_row(row["key"], posterior, images, row["picture"])
         return {

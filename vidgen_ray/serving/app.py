@@ -80,8 +80,8 @@ def checked(args: ServingArguments) -> tuple[ServingArguments, Config]:
         )
     if arguments.webhook_secret:
         check_secret(arguments.webhook_secret)
-    if arguments.lora_folder and not Path(arguments.lora_folder).is_dir():
-        raise ConfigError(f"lora_folder: must be a folder, got {arguments.lora_folder}")
+    if arguments.lora_folder:
+        _make_folder(arguments.lora_folder)
     ArtifactStore(arguments.output).check_writable()
     assert arguments.database is not None
     JobStore(arguments.database)
@@ -128,6 +128,17 @@ def _secret(field: str, value: str | None) -> str | None:
     if not found:
         raise ConfigError(f"{field}: {value} is empty; put the secret there")
     return found
+
+
+def _make_folder(folder: str) -> None:
+    """Create the folder of the adapters where it is missing: adapters may be put there later."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"lora_folder: must be a folder, or a place where one can be created, got {folder} "
+            f"({error.strerror}); correct it, or leave it out"
+        ) from None
 
 
 def _lora_folder(folder: str | None) -> str | None:
