@@ -75,13 +75,16 @@ def test_the_embedded_model_is_the_same_as_diffusers_bit_for_bit(tmp_path: Path)
     photo = tmp_path / "photo.png"
     pixels = np.random.default_rng(0).integers(0, 256, (160, 240, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(photo)
-    config = load_config("nano", {"generation.num_inference_steps": 2})
+    config = load_config(
+        "nano", {"generation.num_inference_steps": 2, "generation.mode": "baseline"}
+    )
     engine = Engine(config)
     request = make_request(config, photo)
-    video = engine.generate(request).video
-    assert video.frames.shape == (49, 160, 240, 3)
-    expected = call_diffusers(engine.checkpoint.folder, photo, request, torch.bfloat16)
-    np.testing.assert_array_equal(video.frames, expected)
+    made = engine.generate(request)
+    assert made.video.frames.shape == (49, 160, 240, 3)
+    dtype = getattr(torch, made.model.dtype)
+    expected = call_diffusers(engine.checkpoint.folder, photo, request, dtype)
+    np.testing.assert_array_equal(made.video.frames, expected)
 
 
 def test_another_seed_prompt_or_step_count_makes_another_clip(
