@@ -103,7 +103,7 @@ def make_clips(config: Config, folder: Path, num_clips: int) -> None:
     """Videos of moving waves and grain, and their metadata."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{index}.mp4" for index in range(num_clips)]
-    with ThreadPoolExecutor(num_cores()) as pool:  # numpy and the encoder let go of the lock
+    with ThreadPoolExecutor(num_cores()) as pool:  # numpy and the encoder release the GIL
         list(pool.map(lambda index: make_clip(config, paths[index], index), range(num_clips)))
     clips = [
         Clip(

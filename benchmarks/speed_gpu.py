@@ -278,8 +278,13 @@ def lora(arguments: argparse.Namespace, say: Callable[[str], None]) -> Figures:
         update = {"mode": "optimized", "profile": "int8", "num_inference_steps": 2}
         request = request.model_copy(update=update)
         adapter = {"path": str(folder / "adapter"), "scale": 1.0}
-        worn = GenerationRequest.model_validate({**request.model_dump(), "lora": adapter})
-        for label, wanted in (("plain", request), ("on", worn), ("off", request), ("on", worn)):
+        with_lora = GenerationRequest.model_validate({**request.model_dump(), "lora": adapter})
+        for label, wanted in (
+            ("plain", request),
+            ("on", with_lora),
+            ("off", request),
+            ("on", with_lora),
+        ):
             graphs, begun = counters["unique_graphs"], time.perf_counter()
             made = engine.generate(wanted)
             inside = sum(made.stages.model_dump(exclude_none=True).values())

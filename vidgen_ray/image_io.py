@@ -18,6 +18,7 @@ from PIL import (
 
 from vidgen_ray.addresses import one_line, read_address, too_large
 from vidgen_ray.errors import RequestError
+from vidgen_ray.request import GenerationRequest
 
 Fit = Literal["crop", "pad"]
 
@@ -50,6 +51,13 @@ def read_image(
     """
     data = read_address(address, field=field, max_bytes=MAX_IMAGE_BYTES)
     return decode_image(data, height=height, width=width, fit=fit, field=field, name=address)
+
+
+def read_request_image(request: GenerationRequest) -> ConditioningImage:
+    """Read the conditioning image of a request at its size and fit. Raises RequestError."""
+    return read_image(
+        request.image, height=request.height, width=request.width, fit=request.image_fit
+    )
 
 
 def decode_image(

@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from vidgen_ray.benchmark.calibration import Trial, as_profile, choose
+from vidgen_ray.benchmark.difference import compare
 from vidgen_ray.benchmark.runner import run_benchmark
 from vidgen_ray.cli import app
 from vidgen_ray.config import Config, load_config
 from vidgen_ray.errors import RequestError
-from vidgen_ray.generation.comparison import compare
 from vidgen_ray.generation.image_match import psnr_db
 from vidgen_ray.model.checkpoint import open_checkpoint
 from vidgen_ray.model.flops import count_flops

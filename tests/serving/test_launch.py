@@ -57,7 +57,12 @@ def test_an_open_network_needs_keys(tmp_path: Path, tree: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("outptu", "x"), ("webhook_secret", "whsec_x"), ("lora_folder", "/dev/null/none"), ("config", "none")],
+    [
+        ("outptu", "x"),
+        ("webhook_secret", "whsec_x"),
+        ("lora_folder", "/dev/null/none"),
+        ("config", "none"),
+    ],
 )
 def test_a_wrong_argument_is_named(
     tmp_path: Path, tree: dict[str, Any], field: str, value: str

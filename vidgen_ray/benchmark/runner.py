@@ -13,11 +13,11 @@ from functools import partial
 
 import torch
 
+from vidgen_ray.benchmark.difference import compare
 from vidgen_ray.benchmark.stock_engine import StockEngine
 from vidgen_ray.config import Config, Dtype
 from vidgen_ray.errors import RequestError, VidgenError
 from vidgen_ray.generation.clip_engine import ClipEngine, Generation
-from vidgen_ray.generation.comparison import compare
 from vidgen_ray.generation.content_hash import find_profile
 from vidgen_ray.generation.engine import Engine
 from vidgen_ray.generation.scoring import score_video

@@ -10,7 +10,7 @@ import torch
 from vidgen_ray.config import Dtype
 from vidgen_ray.generation.clip_engine import Cancelled, Generation, OnStep
 from vidgen_ray.generation.stage_clock import StageClock
-from vidgen_ray.image_io import ConditioningImage, read_image
+from vidgen_ray.image_io import ConditioningImage, read_request_image
 from vidgen_ray.model.checkpoint import Checkpoint
 from vidgen_ray.model.device import describe_device
 from vidgen_ray.model.stock import call_stock
@@ -62,9 +62,7 @@ class StockEngine:
     ) -> Generation:
         """Make the clip of `request` in one call. Raises EngineError."""
         self.load()
-        image = image or read_image(
-            request.image, height=request.height, width=request.width, fit=request.image_fit
-        )
+        image = image or read_request_image(request)
         clock = StageClock(self._device)
         with clock.stage("denoise_s"), clock.stages_of(self._pipeline, _STAGES):
             clip = call_stock(self._pipeline, request, image.pixels)

@@ -3,7 +3,8 @@
 import os
 import re
 import time
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,6 +12,9 @@ from rich.console import Console
 from vidgen_ray.cli.options import ConfigOption, SetOption, absolute, counted
 from vidgen_ray.config import Config, load_config, parse_overrides
 from vidgen_ray.errors import RequestError
+
+if TYPE_CHECKING:
+    from vidgen_ray.operations.capacity import Rate, Scaling
 
 _console = Console()
 _MARKS = {True: "ok", False: "MISSING", None: "note"}
@@ -114,6 +118,19 @@ def plan(
         start_s=start_s,
         price_per_gpu_hour=price_per_gpu_hour,
     )
+    _print_rate(rate, capacity.rates_on(measured, gpu))
+    cost = "" if batch.cost is None else f", costs {batch.cost:,.2f}"
+    _print(
+        f"batch:  {counted(clips, 'clip')} in {batch.wall_s / 3600:.1f} h on "
+        f"{counted(batch.num_gpus, 'GPU')}: {batch.gpu_hours:.1f} GPU-hours{cost}; "
+        f"{counted(batch.num_score_cores, 'CPU core')} to score"
+    )
+    if arrivals_per_hour is not None:
+        scaling = capacity.Scaling(min_replicas, max_replicas, start_s=start_s + rate.load_s)
+        _print_server(rate, scaling, arrivals_per_hour, price_per_gpu_hour)
+
+
+def _print_rate(rate: "Rate", all_rates: "Sequence[Rate]") -> None:
     _print(
         f"rate:   {rate.clip_s:.1f} s of {rate.device} a clip and {rate.cpu_s:.1f} s of a CPU core "
         f"({rate.name}{f', {rate.profile}' if rate.profile else ''}), "
@@ -121,38 +138,35 @@ def plan(
     )
     others = [
         f"{each.profile} {each.clip_s:.1f} s"
-        for each in capacity.rates_on(measured, gpu)
+        for each in all_rates
         if each.profile not in {None, rate.profile} and each.device == rate.device
     ]
     if others:
         _print(f"        other profiles: {', '.join(others)} (--profile)")
-    cost = "" if batch.cost is None else f", costs {batch.cost:,.2f}"
-    _print(
-        f"batch:  {counted(clips, 'clip')} in {batch.wall_s / 3600:.1f} h on "
-        f"{counted(batch.num_gpus, 'GPU')}: {batch.gpu_hours:.1f} GPU-hours{cost}; "
-        f"{counted(batch.num_score_cores, 'CPU core')} to score"
-    )
-    if arrivals_per_hour is None:
-        return
-    if min_replicas > max_replicas:
+
+
+def _print_server(
+    rate: "Rate", scaling: "Scaling", arrivals_per_hour: float, price_per_gpu_hour: float | None
+) -> None:
+    """Simulate a server under random requests. Raises RequestError for one that cannot keep up."""
+    from vidgen_ray.operations import capacity
+
+    least, most = scaling.min_replicas, scaling.max_replicas
+    if least > most:
+        raise RequestError(f"min_replicas: must be at most max_replicas ({most}), got {least}")
+    clip_s = rate.clip_s * rate.attempts_per_clip
+    if arrivals_per_hour * clip_s / 3600 >= most:
         raise RequestError(
-            f"min_replicas: must be at most max_replicas ({max_replicas}), got {min_replicas}"
-        )
-    scaling = capacity.Scaling(min_replicas, max_replicas, start_s=start_s + rate.load_s)
-    hours = max(24.0, 2000 / arrivals_per_hour)
-    if arrivals_per_hour * rate.attempts_per_clip * rate.clip_s / 3600 >= max_replicas:
-        raise RequestError(
-            f"max_replicas: {max_replicas} GPUs generate "
-            f"{max_replicas * 3600 / rate.clip_s / rate.attempts_per_clip:.0f} clips an hour, less "
+            f"max_replicas: {most} GPUs generate {most * 3600 / clip_s:.0f} clips an hour, less "
             f"than the {arrivals_per_hour:g} requests: the queue would grow without bound; raise it"
         )
-    arrivals = capacity.poisson_arrivals(arrivals_per_hour, hours)
-    waiting = capacity.simulate(arrivals, rate.clip_s * rate.attempts_per_clip, scaling)
-    price = (
-        ""
-        if price_per_gpu_hour is None
-        else (f", {waiting.mean_replicas * price_per_gpu_hour:.2f} an hour")
+    hours = max(24.0, 2000 / arrivals_per_hour)
+    waiting = capacity.simulate(
+        capacity.poisson_arrivals(arrivals_per_hour, hours), clip_s, scaling
     )
+    price = ""
+    if price_per_gpu_hour is not None:
+        price = f", {waiting.mean_replicas * price_per_gpu_hour:.2f} an hour"
     _print(
         f"server: {waiting.num_clips} random requests over {hours:.0f} h wait "
         f"{waiting.p50_s:.0f} s (median), {waiting.p99_s:.0f} s (p99); "

@@ -41,7 +41,7 @@ from vidgen_ray.generation.clip_engine import (
     StepCallbacks,
 )
 from vidgen_ray.generation.engine import Engine
-from vidgen_ray.image_io import ConditioningImage, read_image
+from vidgen_ray.image_io import ConditioningImage, read_request_image
 from vidgen_ray.model.checkpoint import Checkpoint, open_checkpoint
 from vidgen_ray.request import GenerationRequest
 
@@ -156,9 +156,7 @@ class RankGroup:
         """Make the clip of `request`; see `ClipEngine.generate`."""
         self.checkpoint.check_request(request)
         self._start()
-        image = image or read_image(
-            request.image, height=request.height, width=request.width, fit=request.image_fit
-        )
+        image = image or read_request_image(request)
         image_ref = ray.put(image)
         work = [rank.generate.remote(request, image_ref) for rank in self._ranks]
         callbacks = StepCallbacks(on_step, cancelled, timeout_s)

@@ -12,7 +12,7 @@ from vidgen_ray.generation.clip_engine import Cancelled, ClipEngine, Generation,
 from vidgen_ray.generation.content_hash import hash_content
 from vidgen_ray.generation.scoring import score_video
 from vidgen_ray.generation.verdict import judge
-from vidgen_ray.image_io import ConditioningImage, read_image
+from vidgen_ray.image_io import ConditioningImage, read_request_image
 from vidgen_ray.provenance import versions
 from vidgen_ray.request import GenerationRequest, attempt_seed
 from vidgen_ray.schema import ErrorRecord, GenerationRecord, ImageRecord, TemporalScore
@@ -96,9 +96,7 @@ class FailedAttempt:
 def prepare(attempt: Attempt) -> PreparedAttempt:
     """Read the conditioning image. Raises RequestError."""
     request = attempt.request
-    image = read_image(
-        request.image, height=request.height, width=request.width, fit=request.image_fit
-    )
+    image = read_request_image(request)
     return PreparedAttempt(attempt, image)
 
 

@@ -17,7 +17,7 @@ from vidgen_ray.errors import (
 from vidgen_ray.generation.clip_engine import Cancelled, Generation, OnStep, StepCallbacks
 from vidgen_ray.generation.content_hash import find_profile
 from vidgen_ray.generation.stage_clock import StageClock
-from vidgen_ray.image_io import ConditioningImage, read_image
+from vidgen_ray.image_io import ConditioningImage, read_request_image
 from vidgen_ray.model import adapters
 from vidgen_ray.model.acceleration import (
     Applied,
@@ -105,9 +105,7 @@ class Engine:
                 adapters.open_adapter(request.lora, self.checkpoint), request.lora
             )
         if image is None:
-            image = read_image(
-                request.image, height=request.height, width=request.width, fit=request.image_fit
-            )
+            image = read_request_image(request)
         call = _Call(request, image, active_lora, StepCallbacks(on_step, cancelled, timeout_s))
         clock = StageClock(self.device)
         with self._lock:
