@@ -136,7 +136,8 @@ class TestSchema:
         for path, methods in schema["paths"].items():
             for method, operation in methods.items():
                 for code, answer in operation["responses"].items():
-                    if int(code) >= 400:
+                    is_report = path.startswith("/health") and code == "503"  # for load balancers
+                    if int(code) >= 400 and not is_report:
                         assert answer["content"] == problem, (method, path, code)
 
     @pytest.mark.slow

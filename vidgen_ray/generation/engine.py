@@ -2,6 +2,8 @@
 
 import gc
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -252,9 +254,7 @@ class Engine:
         """The pipeline with these options and this adapter, reloaded only where it must be."""
         if self._loaded is None or self._loaded.options != options:
             self._unload()
-            with clock.stage("load_s"):
-                hashing = threading.Thread(target=lambda: self.checkpoint.fingerprint)
-                hashing.start()
+            with clock.stage("load_s"), _hashing_beside(self.checkpoint):
                 pipeline = load_pipeline(self.checkpoint, options.dtype, self.device)
                 applied = apply_options(
                     pipeline,
@@ -264,7 +264,6 @@ class Engine:
                     mesh=self._ranks,
                 )
                 self._loaded = _Loaded(options, pipeline, applied)
-                hashing.join()
         if self._loaded.active_lora != active_lora:
             loaded, self._loaded = self._loaded, None  # a half-changed pipeline is never used again
             self._switch_lora(loaded, active_lora)
@@ -349,6 +348,20 @@ class _Call:
     image: ConditioningImage
     active_lora: ActiveLoRA | None
     callbacks: StepCallbacks
+
+
+@contextmanager
+def _hashing_beside(checkpoint: Checkpoint) -> Iterator[None]:
+    """Hash the checkpoint in another thread during the block, unless its fingerprint is known."""
+    if "fingerprint" in vars(checkpoint):  # a cached property
+        yield
+        return
+    thread = threading.Thread(target=lambda: checkpoint.fingerprint)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _to_uint8(video: torch.Tensor) -> torch.Tensor:
