@@ -39,7 +39,11 @@ def _add_pages(router: APIRouter) -> None:
 
 def _add_health(router: APIRouter) -> None:
     @router.get(
-        "/health", response_model=Health, responses=_NOT_READY, tags=["Service"], summary="Health"
+        "/health",
+        response_model=Health,
+        responses={**_NOT_READY, **documented(422)},
+        tags=["Service"],
+        summary="Health",
     )
     async def health(
         context: Serving,
