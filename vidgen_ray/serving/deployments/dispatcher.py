@@ -172,7 +172,9 @@ class Dispatcher:
             )
             if made is None:
                 return None
-            result: AttemptResult = await self._scorer.commit_or_retry.remote(made)
+            result: AttemptResult | None = await self._scorer.commit_or_retry.remote(made)
+            if result is None:
+                return None
             if result.retry is None:
                 return result.record
             number = result.retry.number

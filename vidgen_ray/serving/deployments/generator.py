@@ -122,9 +122,10 @@ class Generator:
         except VidgenError as error:
             cause = error if isinstance(error, EngineError) else None
             logger.warning("clip failed: %s", error, extra=log, exc_info=cause)
-            return GeneratorResult(fail(attempt, error, "generate", image), task.http_request_id)
+            failed = fail(attempt, error, "generate", image)
+            return GeneratorResult(failed, task.lease_token, task.http_request_id)
         logger.info("clip generated", extra={**log, "attempt": task.attempt})
-        return GeneratorResult(generated, task.http_request_id)
+        return GeneratorResult(generated, task.lease_token, task.http_request_id)
 
 
 class _LeasedSteps:
