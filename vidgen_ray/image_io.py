@@ -99,15 +99,40 @@ def decode_image(
     )
 
 
-def image_size(data: bytes, field: str = "image") -> tuple[int, int]:
-    """Width and height in pixels, read from the header alone. Raises RequestError."""
-    return _open_image(data, field, "the upload").size
+def decoded_bytes(data: bytes, *, height: int, width: int, field: str = "image") -> int:
+    """About the memory in bytes that `decode_image` will need, from the header alone.
+
+    Raises RequestError.
+    """
+    picture = _open_image(data, field, "the upload")
+    kind, num_pixels = picture.format or "", picture.width * picture.height
+    coefficients = 0.0
+    if isinstance(picture, JpegImagePlugin.JpegImageFile):
+        if picture.info.get("progressive"):  # keeps every coefficient until the last scan
+            samples = [h * v for _, h, v, _ in picture.layer]
+            coefficients = 2 * num_pixels * sum(samples) / max(samples)
+        side = max(_ENOUGH * height, _ENOUGH * width)  # not yet turned upright
+        picture.draft(picture.mode, (side, side))
+        num_pixels = picture.width * picture.height
+    per_pixel = _BYTES_PER_PIXEL.get((kind, picture.mode), _BYTES_PER_PIXEL[kind, ""])
+    return int(per_pixel * num_pixels + coefficients)
 
 
 def fit_pixels(pixels: np.ndarray, *, height: int, width: int, fit: Fit) -> np.ndarray:
     """uint8 RGB of any size -> [height, width, 3], cropped or padded as `decode_image` does."""
     return _fitted(Image.fromarray(pixels), height, width, fit)
 
+
+# Measured peaks of decoding, shrinking and fitting, by format and mode; `` stands for the others.
+_BYTES_PER_PIXEL = {
+    ("JPEG", ""): 5,
+    ("PNG", ""): 5,
+    ("PNG", "RGBA"): 8.5,
+    ("PNG", "LA"): 8.5,
+    ("PNG", "I;16"): 7,
+    ("WebP", ""): 16,
+    ("WEBP", ""): 16,
+}
 
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "PNG": PngImagePlugin.PngImageFile,
@@ -225,7 +250,7 @@ def _shrunk(picture: Image.Image, enough: tuple[int, int]) -> Image.Image:
     if factor < 2 or picture.mode.startswith("I"):
         return picture
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
+        picture = picture if picture.mode == "RGBA" else picture.convert("RGBA")
     elif picture.mode in {"P", "1"}:
         picture = picture.convert("RGB")
     return picture.reduce(factor)
@@ -241,7 +266,10 @@ def _to_srgb(picture: Image.Image) -> Image.Image:
         picture.paste(layer, mask=layer.getchannel("A"))
     if picture.mode not in {"L", "RGB", "CMYK"}:
         picture = picture.convert("RGB")
-    return (_colour_managed(picture, profile) if profile else None) or picture.convert("RGB")
+    managed = _colour_managed(picture, profile) if profile else None
+    if managed is None and picture.mode != "RGB":  # convert() copies even what needs no change
+        managed = picture.convert("RGB")
+    return managed or picture
 
 
 def _colour_managed(picture: Image.Image, profile: bytes) -> Image.Image | None:

@@ -133,6 +133,21 @@ def test_every_node_shares_the_outputs_and_has_the_model_before_it_works(name: s
     assert any("vidgen prefetch" in command for command in tree["worker_setup_commands"])
 
 
+@pytest.mark.parametrize("name", [*FILES, "deploy/kuberay/rayservice.yaml"])
+def test_the_proxy_cleans_request_ids_as_in_the_image(name: str) -> None:
+    variable = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+    in_image = re.search(rf"{variable}=(\S+)", (ROOT / "Dockerfile").read_text())
+    assert in_image is not None
+    tree = read(name)
+    if "docker" in tree:
+        assert f"-e {variable}={in_image[1]}" in tree["docker"]["run_options"]
+        return
+    cluster = tree["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        assert {"name": variable, "value": in_image[1]} in container["env"]
+
+
 def test_the_two_clouds_differ_in_the_cloud_alone() -> None:
     aws, gcp = (read(name) for name in FILES)
     for tree in (aws, gcp):

@@ -92,8 +92,14 @@ def test_the_job_of_a_stopped_generator_is_generated_by_another(
     (generator,) = server.processes("vidgen:Generator")
     generator.send_signal(signal.SIGSTOP)
     start = time.monotonic()
-    until(lambda: desk.get(f"/v1/videos/{job}").json()["status"] == "queued", 120, 0.2)
+    until(lambda: desk.get(f"/v1/videos/{job}").json()["status"] == "queued", 60, 0.2)
     print(f"the job of a stopped Generator was free after {time.monotonic() - start:.1f} s")
+    until(lambda: not generator.is_running(), 30, 0.2)
+    print(f"the stopped Generator was gone after {time.monotonic() - start:.1f} s")
+    until(lambda: desk.get(f"/v1/videos/{job}").json()["progress"] > 2, 60, 0.2)
+    again_s = time.monotonic() - start
+    print(f"its job was generated again after {again_s:.1f} s")
+    assert again_s < 60
     assert ended(desk, job, 240)["status"] == "completed"
 
 

@@ -75,7 +75,7 @@ def test_the_next_clip_is_made_while_the_last_one_is_scored(
                 both_made.set()
             return made
 
-        async def commit_or_retry(made: GeneratorResult) -> AttemptResult:
+        async def commit_or_retry(made: GeneratorResult) -> AttemptResult | None:
             await both_made.wait()  # never, where the Generator waits for the Scorer
             result = await scorer.commit_or_retry(made)
             order.append("committed")

@@ -1,6 +1,7 @@
 """A picture costs little, is stored fitted and without EXIF, and holds up nobody."""
 
 import asyncio
+import dataclasses
 import hashlib
 import io
 import resource
@@ -16,9 +17,10 @@ from PIL import ExifTags, Image
 from serving_process import picture
 
 from vidgen_ray.generation.artifacts import ArtifactStore
-from vidgen_ray.image_io import decode_image, read_image
+from vidgen_ray.image_io import decode_image, decoded_bytes, read_image
 from vidgen_ray.serving.http import source_image
 from vidgen_ray.serving.http.context import Context
+from vidgen_ray.serving.http.create_job import JobCreator
 from vidgen_ray.serving.queue.uploads import upload_name
 
 
@@ -87,7 +89,7 @@ def test_a_small_picture_does_not_wait_for_large_ones(
         return real(data, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(source_image, "decode_image", slow_when_large)
-    monkeypatch.setattr(source_image, "_LARGE_PIXELS", 100_000)
+    monkeypatch.setattr(source_image, "_LARGE_BYTES", 100_000)
 
     async def scenario() -> None:
         async with client_of(context) as client:
@@ -130,6 +132,86 @@ def test_the_first_adapter_check_holds_up_nobody(
             assert {(await task).status_code for task in checked} == {200}
 
     asyncio.run(scenario())
+
+
+def encoded(kind: str, mode: str, width: int, height: int, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(
+        mode, (width, height), 90 if mode in {"L", "P"} else (90, 120, 40, 255)[: len(mode)]
+    ).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("image", "need"),
+    [
+        (encoded("PNG", "RGB", 1200, 1000), 6_000_000),
+        (encoded("PNG", "RGBA", 1200, 1000), 10_200_000),
+        (encoded("WEBP", "RGB", 1200, 1000), 19_200_000),
+        (encoded("JPEG", "RGB", 4800, 4000), 1_500_000),  # decoded at an eighth
+        (encoded("JPEG", "RGB", 4800, 4000, progressive=True), 1_500_000 + 57_600_000),
+    ],
+)
+def test_memory_is_known_before_a_pixel_is_decoded(
+    image: bytes, need: int, context: Context
+) -> None:
+    assert decoded_bytes(image, height=64, width=96) == pytest.approx(need, rel=0.01)
+    limited = {"max_decoded_image_bytes": need - need // 10}
+    arguments = context.arguments.model_copy(update=limited)
+    creator = JobCreator(arguments, context.job_creator._config, context.store, context.artifacts)
+    refusing = dataclasses.replace(context, arguments=arguments, job_creator=creator)
+
+    async def codes() -> tuple[httpx.Response, httpx.Response]:
+        async with client_of(context) as client, client_of(refusing) as other:
+            return await post(client, image), await post(other, image)
+
+    accepted, refused = asyncio.run(codes())
+    assert accepted.status_code == 200, accepted.text
+    assert refused.status_code == 422
+    assert "MB of memory to decode" in refused.json()["error"]["message"]
+    assert "scale it down" in refused.json()["error"]["message"]
+
+
+def high_water_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_four_of_120_megapixels_hold_up_none_of_20_clients(context: Context) -> None:
+    png = encoded("PNG", "RGB", 12_000, 10_000)
+    jpeg = encoded("JPEG", "RGB", 12_000, 10_000)
+    longest: list[float] = []
+
+    async def ask(client: httpx.AsyncClient, done: asyncio.Event) -> None:
+        while not done.is_set():
+            start = time.monotonic()
+            answer = await post(client, picture())
+            path = f"/v1/videos/{answer.json()['id']}"
+            assert (await client.get(path)).status_code == 200
+            longest.append(time.monotonic() - start)
+            assert (await client.delete(path)).status_code == 200
+            await asyncio.sleep(0.3)
+
+    async def scenario() -> list[int]:
+        done = asyncio.Event()
+        async with client_of(context) as client:
+            await post(client, picture())
+            clients = [asyncio.create_task(ask(client, done)) for _ in range(20)]
+            await asyncio.sleep(1)
+            answers = await asyncio.gather(*(post(client, each) for each in [png, jpeg] * 2))
+            done.set()
+            await asyncio.gather(*clients)
+        return [answer.status_code for answer in answers]
+
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
+    before = high_water_mb()
+    assert asyncio.run(scenario()) == [422, 200, 422, 200]
+    rise_mb = high_water_mb() - before
+    print(f"longest create and poll {max(longest):.2f} s, memory rose by {rise_mb:.0f} MB")
+    assert max(longest) < 5
+    assert rise_mb < 500
 
 
 def profile() -> bytes:

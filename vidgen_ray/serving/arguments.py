@@ -65,6 +65,7 @@ class ServingArguments(Section):
     retention_s: float | None = Field(7 * 86_400, gt=0)
     validation_status: Literal[400, 422] = 422  # of a wrong field; some clients expect 400
     max_image_bytes: int = Field(20_000_000, ge=1)
+    max_decoded_image_bytes: int = Field(400_000_000, ge=1)  # memory to decode an upload
     fetch_image_urls: bool = False
     webhook_url: Annotated[str, AfterValidator(_webhook_url)] | None = None
     webhook_hosts: list[str] = []  # hosts that a request's own webhook_url may name

@@ -19,6 +19,7 @@ from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.generation.commit import AttemptResult
 from vidgen_ray.schema import ErrorRecord, GenerationRecord
 from vidgen_ray.serving.arguments import ServingArguments
+from vidgen_ray.serving.deployments.heartbeat import HeartbeatMonitor
 from vidgen_ray.serving.deployments.tasks import ClipTask, GeneratorResult
 from vidgen_ray.serving.queue.background import BackgroundTasks
 from vidgen_ray.serving.queue.storage import Storage
@@ -58,6 +59,8 @@ class Dispatcher:
         self._waiting: set[str] = set()  # those of them that no Generator has begun
         self._releasing: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._renew_every_s = arguments.lease_s / 4
+        self._heartbeats = HeartbeatMonitor(self._store.reports, self._renew_every_s)
         self._beating = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
         sweeper = Sweeper(self._store, self._artifacts, arguments.retention_s)
@@ -169,7 +172,9 @@ class Dispatcher:
             )
             if made is None:
                 return None
-            result: AttemptResult = await self._scorer.commit_or_retry.remote(made)
+            result: AttemptResult | None = await self._scorer.commit_or_retry.remote(made)
+            if result is None:
+                return None
             if result.retry is None:
                 return result.record
             number = result.retry.number
@@ -221,13 +226,15 @@ class Dispatcher:
             await asyncio.sleep(_POLL_S)
 
     def _beat(self) -> None:
-        """Renew the leases from a thread: the loop may be busy."""
-        while not self._beating.wait(self._arguments.lease_s / 4):
+        """Renew the leases and watch the Generators, from a thread: the loop may be busy."""
+        while not self._beating.wait(self._renew_every_s):
             try:
                 self._store.renew_all(self._id, self._arguments.lease_s)
                 counts, age_s = self._store.count(), self._store.oldest_wait_s()
                 self._queue.queue(counts.get("queued", 0), counts.get("in_progress", 0), age_s)
+                self._heartbeats.check()
             except StoreError as error:
+                self._heartbeats.reset()
                 logger.error("%s", error)
             except Exception:  # a defect; without this thread every lease would run out
                 logger.exception("leases could not be renewed")

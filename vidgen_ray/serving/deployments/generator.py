@@ -1,6 +1,7 @@
 """The deployment that holds the model: one clip at a time, whatever Serve's clients do."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -22,6 +23,7 @@ from vidgen_ray.generation.attempt import (
 from vidgen_ray.image_io import ConditioningImage
 from vidgen_ray.request import GenerationRequest
 from vidgen_ray.serving.arguments import ServingArguments
+from vidgen_ray.serving.deployments.heartbeat import Heartbeat
 from vidgen_ray.serving.deployments.priority import lower_priority
 from vidgen_ray.serving.deployments.tasks import ClipTask, GeneratorResult
 from vidgen_ray.serving.queue.store import JobStore
@@ -53,6 +55,7 @@ class Generator:
         # Serve does not stop a thread whose caller left: the next clip must wait for it here.
         self._lock = threading.Lock()
         self._deadline: float | None = None
+        self._heartbeat = Heartbeat(self._store.reports)
 
     def open_worker(self, config: Config) -> "ClipWorker":
         """The worker that makes the clips."""
@@ -64,6 +67,9 @@ class Generator:
         """Serve calls this once no clip is being made; ranks would outlive the replica."""
         if hasattr(self, "_worker"):
             self._worker.engine.close()
+        if hasattr(self, "_heartbeat"):
+            with contextlib.suppress(StoreError):
+                self._heartbeat.stop()
 
     async def generate(self, task: ClipTask) -> GeneratorResult | None:
         """Make one attempt. None: the lease was lost, nobody wants the clip any more."""
@@ -116,9 +122,10 @@ class Generator:
         except VidgenError as error:
             cause = error if isinstance(error, EngineError) else None
             logger.warning("clip failed: %s", error, extra=log, exc_info=cause)
-            return GeneratorResult(fail(attempt, error, "generate", image), task.http_request_id)
+            failed = fail(attempt, error, "generate", image)
+            return GeneratorResult(failed, task.lease_token, task.http_request_id)
         logger.info("clip generated", extra={**log, "attempt": task.attempt})
-        return GeneratorResult(generated, task.http_request_id)
+        return GeneratorResult(generated, task.lease_token, task.http_request_id)
 
 
 class _LeasedSteps:

@@ -5,7 +5,7 @@ import logging
 
 from vidgen_ray.cluster.metrics import ClipMetrics
 from vidgen_ray.config import QualityConfig
-from vidgen_ray.errors import ArtifactError
+from vidgen_ray.errors import ArtifactError, StoreError
 from vidgen_ray.generation import attempt as attempts
 from vidgen_ray.generation.artifacts import ArtifactStore
 from vidgen_ray.generation.attempt import FailedAttempt, GeneratedAttempt, ScoredAttempt
@@ -13,6 +13,7 @@ from vidgen_ray.generation.commit import AttemptResult, commit_or_retry
 from vidgen_ray.serving.arguments import ServingArguments
 from vidgen_ray.serving.deployments.priority import lower_priority
 from vidgen_ray.serving.deployments.tasks import GeneratorResult
+from vidgen_ray.serving.queue.store import JobStore
 
 logger = logging.getLogger("ray.serve")
 
@@ -24,6 +25,8 @@ class Scorer:
         lower_priority()
         self._arguments = arguments
         self._quality = quality
+        assert arguments.database is not None
+        self._store = JobStore(arguments.database)
         self._artifacts = ArtifactStore(arguments.output)
         self._artifacts.check_writable()
         self._failed = False
@@ -36,8 +39,9 @@ class Scorer:
             self._artifacts.check_writable()
             self._failed = False
 
-    async def commit_or_retry(self, made: GeneratorResult) -> AttemptResult:
-        """Commit the attempt, or keep it aside and ask for another. Raises ArtifactError."""
+    async def commit_or_retry(self, made: GeneratorResult) -> AttemptResult | None:
+        """Commit the attempt, or keep it aside and ask for another. None: the lease was lost,
+        and nothing was written. Raises ArtifactError."""
         work = asyncio.create_task(asyncio.to_thread(self._commit_or_retry, made))
         try:
             return await asyncio.shield(work)
@@ -48,9 +52,11 @@ class Scorer:
             await asyncio.wait([work])
             raise
 
-    def _commit_or_retry(self, made: GeneratorResult) -> AttemptResult:
+    def _commit_or_retry(self, made: GeneratorResult) -> AttemptResult | None:
         attempt = made.attempt
         ended = attempt if isinstance(attempt, FailedAttempt) else self._score(attempt)
+        if not self._is_wanted(made):
+            return None
         result = commit_or_retry(self._artifacts, ended, self._quality.max_attempts)
         record = result.record
         self._metrics.attempt_ended(record, final=result.retry is None)
@@ -65,6 +71,19 @@ class Scorer:
             },
         )
         return result
+
+    def _is_wanted(self, made: GeneratorResult) -> bool:
+        job_id = made.attempt.attempt.id
+        log = {"video_id": job_id, "http_request_id": made.http_request_id}
+        try:
+            if self._store.holds_lease(job_id, made.lease_token):
+                return True
+        except StoreError as error:
+            # A clip outlives a database that is away for a while.
+            logger.warning("%s", error, extra=log)
+            return True
+        logger.info("clip dropped, its lease was lost", extra=log)
+        return False
 
     def _score(self, generated: GeneratedAttempt) -> ScoredAttempt:
         return attempts.score(generated, self._quality, self._arguments.num_cpus_per_score)

@@ -21,4 +21,5 @@ class GeneratorResult:
     """An attempt after the Generator. Pixels travel in Ray's shared memory."""
 
     attempt: GeneratedAttempt | FailedAttempt
+    lease_token: str
     http_request_id: str

@@ -66,7 +66,7 @@ class JobCreator:
         # Pools of their own: whatever a check takes, jobs are read and written meanwhile.
         self._checks = ThreadPoolExecutor(2, thread_name_prefix="check")
         self._lora_checks = ThreadPoolExecutor(1, thread_name_prefix="check-lora")
-        self._pictures = PictureFitter()
+        self._pictures = PictureFitter(arguments.max_decoded_image_bytes)
 
     @cached_property
     def checkpoint(self) -> "Checkpoint":

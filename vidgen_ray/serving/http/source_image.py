@@ -8,11 +8,12 @@ from typing import Any
 
 from PIL import ExifTags, Image, IptcImagePlugin
 
-from vidgen_ray.image_io import decode_image, image_size
+from vidgen_ray.errors import RequestError
+from vidgen_ray.image_io import decode_image, decoded_bytes
 from vidgen_ray.request import GenerationRequest
 
 SOURCE_IMAGE = "source_image"  # in the metadata of a request
-_LARGE_PIXELS = 16_000_000
+_LARGE_BYTES = 80_000_000
 _MAX_CHARACTERS = 500
 _EXIF = {"artist": ExifTags.Base.Artist, "copyright": ExifTags.Base.Copyright}
 _IPTC = {"byline": (2, 80), "credit": (2, 110), "copyright": (2, 116)}
@@ -29,19 +30,30 @@ class FittedImage:
 class PictureFitter:
     """Fits pictures in threads of its own, so that nothing else waits for them.
 
-    Large ones, which take up to half a GB while they are decoded, take turns.
+    Large ones take turns, and those that need too much memory are refused before they are decoded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_decoded_bytes: int) -> None:
+        self._max_decoded_bytes = max_decoded_bytes
         self._small = ThreadPoolExecutor(2, thread_name_prefix="picture")
         self._large = ThreadPoolExecutor(1, thread_name_prefix="large-picture")
 
     async def fit(self, image: bytes, request: GenerationRequest, field: str) -> FittedImage:
         """The picture of `request`. Raises RequestError."""
         loop = asyncio.get_running_loop()
-        width, height = await loop.run_in_executor(self._small, image_size, image, field)
-        pool = self._large if width * height > _LARGE_PIXELS else self._small
+        need = await loop.run_in_executor(self._small, _decoded_bytes, image, request, field)
+        if need > self._max_decoded_bytes:
+            raise RequestError(
+                f"{field}: must need at most {self._max_decoded_bytes // 1_000_000} MB of memory "
+                f"to decode, got {need // 1_000_000} MB; scale it down, or save it as a JPEG that "
+                "is not progressive"
+            )
+        pool = self._large if need > _LARGE_BYTES else self._small
         return await loop.run_in_executor(pool, _fit, image, request, field)
+
+
+def _decoded_bytes(image: bytes, request: GenerationRequest, field: str) -> int:
+    return decoded_bytes(image, height=request.height, width=request.width, field=field)
 
 
 def _fit(image: bytes, request: GenerationRequest, field: str) -> FittedImage:

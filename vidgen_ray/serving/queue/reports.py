@@ -34,6 +34,13 @@ class Reports:
         with self._database.read() as connection:
             return [json.loads(text) for text in connection.execute(query).scalars()]
 
+    def read_all(self, prefix: str) -> dict[str, tuple[dict[str, str], float]]:
+        """Report and time of writing, by name, of processes whose name starts with `prefix`."""
+        query = select(reports).where(reports.c.name.startswith(prefix))
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return {row.name: (json.loads(row.report), row.seen_at) for row in rows}
+
     def remove(self, name: str) -> None:
         """Forget a process that has ended."""
         with self._database.write() as connection:

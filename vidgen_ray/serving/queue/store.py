@@ -303,6 +303,10 @@ class JobStore:
         }
         return self._update(holds_lease(job_id, token), values)
 
+    def holds_lease(self, job_id: str, token: str) -> bool:
+        """Whether `token` is still the job's lease: it was not cancelled, removed or released."""
+        return self._any(holds_lease(job_id, token))
+
     def next_attempt(self, job_id: str, token: str) -> bool:
         """Note that the quality gate wants another attempt. False: the lease is lost."""
         return self._update(holds_lease(job_id, token), {"attempt": jobs.c.attempt + 1, "step": 0})
