@@ -42,7 +42,7 @@ COPY --chown=vidgen:vidgen serve_config.yaml PROJECT_SUMMARY.json ./
 COPY --chown=vidgen:vidgen jobs jobs
 # A container's loopback is its own: what is published is said by `docker run -p`, and without API
 # keys the server refuses to start.
-RUN sed -i 's/^  host: 127\.0\.0\.1/  host: 0.0.0.0/; s/^      # lora_folder:/      lora_folder:/' \
+RUN sed -i 's/^  host: 127\.0\.0\.1/  host: 0.0.0.0/' \
         serve_config.yaml
 # A file's name is no secret.
 # hadolint ignore=DL3064

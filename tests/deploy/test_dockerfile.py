@@ -63,7 +63,7 @@ def test_the_image_serves_to_its_network_and_with_keys_alone(tmp_path: Path) -> 
     after = yaml.safe_load((tmp_path / "serve_config.yaml").read_text())
     assert after["http_options"]["host"] == "0.0.0.0"
     (args,) = [app["args"] for app in after["applications"]]
-    assert args.pop("lora_folder") == "loras"
+    assert args["lora_folder"] == "loras"  # /app/loras, a volume
     assert "VIDGEN_API_KEYS_FILE=/app/keys.yaml" in DOCKERFILE
     assert not args.get("allow_open_network")
     after["http_options"]["host"] = before["http_options"]["host"]

@@ -135,6 +135,8 @@ def test_the_service_is_that_of_serve_config() -> None:
     theirs = yaml.safe_load(read("rayservice.yaml")["spec"]["serveConfigV2"])
     assert theirs["http_options"].pop("host") == "0.0.0.0"
     assert ours["http_options"].pop("host") == "127.0.0.1"
+    lora_folders = [tree["applications"][0]["args"].pop("lora_folder") for tree in (theirs, ours)]
+    assert lora_folders == ["outputs/loras", "loras"]  # the outputs are shared storage
     assert (theirs.pop("proxy_location"), ours.pop("proxy_location")) == ("EveryNode", "HeadOnly")
     assert theirs == ours
 
@@ -166,4 +168,5 @@ def test_gpus_secrets_and_rights(name: str) -> None:
             env = {each["name"]: each for each in container["env"]}
             assert "secretKeyRef" in env["VIDGEN_DATABASE_URL"]["valueFrom"]
             # A value in the manifest would be a secret in the repository.
-            assert [n for n, each in env.items() if "value" in each] == ["VIDGEN_API_KEYS_FILE"]
+            literal = {name for name, each in env.items() if "value" in each}
+            assert literal == {"VIDGEN_API_KEYS_FILE", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"}
