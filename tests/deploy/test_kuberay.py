@@ -166,4 +166,7 @@ def test_gpus_secrets_and_rights(name: str) -> None:
             env = {each["name"]: each for each in container["env"]}
             assert "secretKeyRef" in env["VIDGEN_DATABASE_URL"]["valueFrom"]
             # A value in the manifest would be a secret in the repository.
-            assert [n for n, each in env.items() if "value" in each] == ["VIDGEN_API_KEYS_FILE"]
+            assert {name for name, each in env.items() if "value" in each} == {
+                "VIDGEN_API_KEYS_FILE",
+                "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
+            }
