@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 LONG = 300
 NUM_HOSTILE = 2000
 _CHECKS = {  # as the shipped files have them
-    "Ingress": {"health_check_period_s": 1, "health_check_timeout_s": 2},
+    "Ingress": {"health_check_period_s": 1, "health_check_timeout_s": 3},
     "Dispatcher": {"health_check_period_s": 2, "health_check_timeout_s": 5},
     "Generator": {"health_check_period_s": 5, "health_check_timeout_s": 12},
 }
