@@ -112,10 +112,12 @@ def make_serve(checkout: Path, environment: dict[str, str]) -> Iterator[None]:
     finally:
         left = psutil.Process(process.pid).children(recursive=True)
         for each in left:
-            each.terminate()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended with its parent
+                each.terminate()
         _, alive = psutil.wait_procs(left, timeout=30)
         for each in alive:
-            each.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
         process.wait()
 
 

@@ -123,7 +123,7 @@ class Soak:
         self._suffer("storage read-only on a node", refuse)
 
     def kill_everything(self) -> None:
-        """Every process of Ray is killed; then the cluster starts anew on the same storage."""
+        """Every process of Ray is killed; then the cluster restarts on the same storage."""
 
         def power_failure() -> None:
             num_workers = len(self.cluster.workers)

@@ -143,7 +143,7 @@ def test_clips_below_the_threshold_fail_the_adapter(
     strict = lenient(config)
     quality = strict.quality.model_copy(update={"min_temporal_score": 1.0})
     strict = strict.model_copy(update={"quality": quality})
-    # The clips are there: only the judgement is made anew.
+    # The clips are there: only the judgement is repeated.
     exit_code, validation = validate(strict, prompts, tiny_adapter, run[2])
     assert (exit_code, validation.passed) == (3, False)
     assert "temporal score" in validation.prompts[0].reasons[0]
