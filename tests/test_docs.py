@@ -90,7 +90,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_vidgen_commands_and_options_exist(page: Path, vidgen: Any) -> None:
-    if page.name != "CHANGELOG.md":  # it also tells of what is gone
+    if page.name != "CHANGELOG.md":  # it also names removed files
         lines = commands(page, "vidgen")
         assert [word for line in lines for word in unknown_words(line, vidgen)] == []
 
